@@ -1,0 +1,229 @@
+"""The command `seglearn`: list what there is, train, evaluate, predict."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from seglearn.errors import InputError
+
+INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
+
+
+def main(words: list[str] | None = None) -> None:
+    """Run one command; `words` are its arguments, by default the process's own.
+
+    Exits with 2 and one sentence where an input cannot be used, with 130 where Ctrl-C ended a training run.
+    """
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(words)
+    if rest and arguments.command != "train":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.overrides = rest
+    try:
+        sys.exit(arguments.run(arguments))
+    except InputError as error:
+        print(f"seglearn: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # `seglearn recipes | head`
+        sys.exit(0)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their help."""
+    parser = argparse.ArgumentParser(
+        prog="seglearn",
+        description="Models, data, training and evaluation of the course on deep semantic segmentation.",
+        epilog="Start with: seglearn recipes; seglearn train laptop/fcn8s; seglearn predict PICTURE --checkpoint RUN",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, run, summary: str, **options) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]
+        command: argparse.ArgumentParser = commands.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **options,
+        )
+        command.set_defaults(run=run)
+        return command
+
+    add("models", models_command, "List the models, with their parameters in both sizes at 11 classes.")
+
+    recipes = add("recipes", recipes_command, "List the recipes, or print one: a YAML file to copy and change.")
+    recipes.add_argument("name", nargs="?", help="print this recipe with every field, defaults included")
+
+    data = add("data", data_command, "List the datasets and where they were found, or fetch one.")
+    data.add_argument("action", nargs="?", choices=["list", "fetch"], default="list")
+    data.add_argument("name", nargs="?", help="the dataset to fetch")
+    data.add_argument("--root", help="folder of the data; default: SEGLEARN_DATA, else a cache folder of this user")
+
+    train = add(
+        "train",
+        train_command,
+        "Train as a recipe says. Ctrl-C finishes the step, saves and exits; --resume goes on bit for bit.",
+        epilog=recipe_help(),
+        usage="seglearn train [-h] [--folder FOLDER] [--resume] RECIPE [--FIELD VALUE ...]",
+    )
+    train.add_argument("recipe", metavar="RECIPE", help="a name from `seglearn recipes`, or a YAML file")
+    train.add_argument("--folder", help="folder of the run; default: runs/RECIPE")
+    train.add_argument("--resume", action="store_true", help="go on with the run in that folder")
+
+    evaluate = add("evaluate", evaluate_command, "Score a checkpoint on a split: IoU of each class and the means.")
+    evaluate.add_argument("checkpoint", type=Path, help="a run's folder (its best weights) or a .safetensors file")
+    evaluate.add_argument("--data", help="dataset; default: the one it was trained on")
+    evaluate.add_argument("--split", default="val", help="default: val")
+    evaluate.add_argument("--root", help="folder of the data")
+    evaluate.add_argument("--precision", default="auto", help="auto, 32-true, bf16-mixed or 16-mixed; default: auto")
+    evaluate.add_argument("--out", type=Path, help="write scores and confusion matrix to this JSON file")
+
+    predict = add("predict", predict_command, "Label pictures: writes the labels and an overlay beside each other.")
+    predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    predict.add_argument("--checkpoint", type=Path, required=True, help="a run's folder or a .safetensors file")
+    predict.add_argument("--out", type=Path, default=Path("predictions"), help="folder; default: predictions")
+    return parser
+
+
+def recipe_help() -> str:
+    """The fields of a recipe, for the help of `seglearn train`."""
+    from dataclasses import fields
+
+    from docstring_parser import parse_from_object
+
+    from seglearn.training.recipe import Recipe
+
+    texts = {param.arg_name: param.description for param in parse_from_object(Recipe).params}
+    rows = [
+        f"  --{field.name} ({field.type}, default {field.default})\n      {texts[field.name]}"
+        for field in fields(Recipe)
+    ]
+    return "Every field of the recipe can be overridden:\n" + "\n".join(rows)
+
+
+def models_command(arguments: argparse.Namespace) -> int:
+    """`seglearn models`."""
+    import torch
+
+    from seglearn import models
+
+    print(f"{'name':<12}{'laptop':>12}{'paper':>15}   parameters at 11 classes")
+    for name in models.names():
+        with torch.device("meta"):
+            sizes = [models.create(name, 11, size) for size in ("laptop", "paper")]
+        counts = [sum(parameter.numel() for parameter in model.parameters()) for model in sizes]
+        print(f"{name:<12}{counts[0]:>12,}{counts[1]:>15,}")
+    return 0
+
+
+def recipes_command(arguments: argparse.Namespace) -> int:
+    """`seglearn recipes [NAME]`."""
+    from seglearn.training.recipe import load_recipe, recipe_names
+
+    if arguments.name:
+        print(load_recipe(arguments.name).to_yaml(), end="")
+        return 0
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        print(
+            f"{name:<20}{recipe.model} ({recipe.size}) on {recipe.data}, {recipe.epochs} epochs of {recipe.batch_size}"
+        )
+    return 0
+
+
+def data_command(arguments: argparse.Namespace) -> int:
+    """`seglearn data list` and `seglearn data fetch NAME`."""
+    from seglearn import data
+    from seglearn.data import camvid
+
+    if arguments.action == "fetch":
+        if arguments.name != "camvid":
+            raise InputError(
+                f"there is nothing to fetch for {arguments.name or 'no name'}: the one to fetch is camvid."
+            )
+        for split in camvid.SPLITS:
+            dataset = data.CamVid(split, arguments.root)
+            print(f"camvid {split:<6}{len(dataset):>5} images in {dataset.folder}")
+        return 0
+    folder = camvid.folder_of(arguments.root)
+    for split, images in camvid.SPLITS.items():
+        found = f"in {folder}" if camvid.is_present(folder, split) else f"not in {folder}: seglearn data fetch camvid"
+        print(f"camvid {split:<6}{images:>5} images, 360x480, 11 classes, {found}")
+    for split in ("train", "val", "test"):
+        print(f"scenes {split:<6}{len(data.StreetScenes(split)):>5} images, 180x240, 11 classes, generated")
+    return 0
+
+
+def train_command(arguments: argparse.Namespace) -> int:
+    """`seglearn train RECIPE`."""
+    from seglearn.training import load_recipe, train
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    folder = Path(arguments.folder or Path("runs") / Path(arguments.recipe).with_suffix(""))
+    result = train(recipe, folder, arguments.resume)
+    if result is None:
+        return INTERRUPTED
+    print(f"val mIoU {100 * result['miou']:.2f}, {result['seconds']['training']:.0f} seconds: see {folder}")
+    return 0
+
+
+def evaluate_command(arguments: argparse.Namespace) -> int:
+    """`seglearn evaluate CHECKPOINT`; under torchrun the processes share the images."""
+    from dataclasses import asdict
+
+    from seglearn import data
+    from seglearn.metrics import scores
+    from seglearn.training.checkpoint import load_model, write_atomically
+    from seglearn.training.device import evaluate_together, start_fabric
+
+    fabric = start_fabric(arguments.precision)
+    model, metadata = load_model(arguments.checkpoint)
+    model.to(fabric.device)
+    dataset = data.create(arguments.data or metadata["recipe"]["data"], arguments.split, arguments.root)
+    if dataset.num_classes != len(metadata["classes"]):
+        raise InputError(
+            f"checkpoint {arguments.checkpoint} has {len(metadata['classes'])} classes but {dataset.name} has "
+            f"{dataset.num_classes}: evaluate it on data with its own classes."
+        )
+    matrix = evaluate_together(fabric, model, dataset, progress=True)
+    if fabric.is_global_zero:
+        result = scores(matrix)
+        print(f"{dataset.name} {dataset.split}, {len(dataset)} images")
+        print(result.table(dataset.classes))
+        if arguments.out:
+            text = json.dumps({**asdict(result), "matrix": matrix.tolist()}, indent=1) + "\n"
+            write_atomically(arguments.out, lambda path: path.write_text(text))
+    return 0
+
+
+def predict_command(arguments: argparse.Namespace) -> int:
+    """`seglearn predict IMAGE… --checkpoint RUN`."""
+    from PIL import Image
+
+    from seglearn.data.files import read_image
+    from seglearn.inference import predict
+    from seglearn.plots import overlay
+    from seglearn.training.checkpoint import load_model, write_atomically
+
+    model, metadata = load_model(arguments.checkpoint)
+    try:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the folder {arguments.out} cannot be made ({error}): choose another with --out.") from error
+    for path in arguments.images:
+        image = read_image(path)
+        label = predict(model, image)
+        indexed = Image.fromarray(label.numpy()).convert("P")
+        indexed.putpalette([value for color in metadata["palette"] for value in color])
+        laid_over = Image.fromarray(overlay(image, label, metadata["palette"]))
+        for picture, kind in ((indexed, "labels"), (laid_over, "overlay")):
+            file = arguments.out / f"{path.stem}_{kind}.png"
+            write_atomically(file, lambda to, picture=picture: picture.save(to, "PNG"))  # type: ignore[misc]
+        shares = label.flatten().bincount(minlength=len(metadata["classes"])) / label.numel()
+        top = ", ".join(
+            f"{metadata['classes'][i]} {shares[i]:.0%}" for i in shares.argsort(descending=True)[:4].tolist()
+        )
+        print(f"{path}: {top}: {arguments.out / path.stem}_overlay.png")
+    return 0

@@ -1,0 +1,156 @@
+"""A recipe: everything that decides what a training run computes, in one typed file."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from seglearn import data, models
+from seglearn.errors import InputError
+
+
+@dataclass
+class Recipe:
+    """What to train, on what, and how.
+
+    Args:
+        model: name of a model, see `seglearn models`.
+        size: the paper's own size, or the one that a laptop can train.
+        data: name of a dataset, see `seglearn data list`.
+        root: folder of the dataset's files; by default `SEGLEARN_DATA`, else a download.
+        epochs: passes over the training split. An epoch's last batch is dropped when it is not full.
+        batch_size: images in a step, over all processes together.
+        crop: height and width that the network sees in training, in pixels.
+        scale: range of the random resize before the crop.
+        flip: probability of a horizontal flip.
+        jitter: strength of the random brightness, contrast and saturation.
+        class_weights: how rare classes are weighted in the loss. enet: 1 / ln(1.02 + share of the pixels).
+        optimizer: sgd (with momentum) or adamw.
+        lr: learning rate at the start; a model multiplies it for some parameters.
+        momentum: of sgd; for adamw its first beta.
+        weight_decay: as the optimiser defines it; not applied to biases and normalisation.
+        warmup: share of the steps in which the rate rises linearly from 0.
+        power: after step t of T the rate is lr * (1 - t / T) ** power, at every step.
+        precision: auto is bfloat16 where the device computes it natively, else float32.
+        evaluate_every: score the val split after every so many epochs, and after the last.
+        save_every: write `last.pt` after every so many steps, besides every evaluation.
+        workers: processes that prepare data; 0 prepares it in the training process.
+        seed: of weights, order and augmentation.
+        init_from: checkpoint (`.safetensors`) to start from; parameters that do not fit are listed and skipped.
+    """
+
+    model: str = "fcn8s"
+    size: Literal["laptop", "paper"] = "laptop"
+    data: str = "camvid"
+    root: str | None = None
+    epochs: int = 60
+    batch_size: int = 8
+    crop: tuple[int, int] = (192, 256)
+    scale: tuple[float, float] = (0.5, 2.0)
+    flip: float = 0.5
+    jitter: float = 0.2
+    class_weights: Literal["none", "enet"] = "none"
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup: float = 0.0
+    power: float = 0.9
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    evaluate_every: int = 5
+    save_every: int = 100
+    workers: int = 0
+    seed: int = 0
+    init_from: str | None = None
+
+    def __post_init__(self) -> None:
+        """JSON and YAML know no tuples."""
+        height, width = self.crop
+        low, high = self.scale
+        self.crop, self.scale = (height, width), (low, high)
+
+    def check(self) -> None:
+        """Refuse what cannot work before anything is loaded.
+
+        Raises:
+            InputError: unknown model or dataset (naming the nearest), or a number out of its range.
+        """
+        for kind, name, known in (
+            ("model", self.model, models.names()),
+            ("dataset", self.data, data.names()),
+        ):
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1, cutoff=0)[0]
+                raise InputError(f"{kind} {name!r} is unknown: did you mean {near!r}? Known are {', '.join(known)}.")
+        for field in ("epochs", "batch_size", "evaluate_every", "save_every"):
+            if getattr(self, field) < 1:
+                raise InputError(f"{field} is {getattr(self, field)}: it must be at least 1.")
+        if min(self.crop) < 1:
+            raise InputError(f"crop is {self.crop}: give height and width in pixels, each at least 1.")
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise InputError(f"scale is {self.scale}: give a range low, high with 0 < low <= high.")
+        if self.lr <= 0:
+            raise InputError(f"lr is {self.lr}: it must be above 0.")
+        if not 0 <= self.warmup < 1:
+            raise InputError(f"warmup is {self.warmup}: it is a share of all steps, at least 0 and below 1.")
+
+    def to_yaml(self) -> str:
+        """The recipe as a file that `load_recipe` reads back."""
+        return yaml.safe_dump(
+            {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}, sort_keys=False
+        )
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package, such as `laptop/fcn8s`."""
+    root = files("seglearn") / "recipes"
+    folders = sorted((folder for folder in root.iterdir() if folder.is_dir()), key=lambda folder: folder.name)
+    return [
+        f"{folder.name}/{file.name.removesuffix('.yaml')}"
+        for folder in folders
+        for file in sorted(folder.iterdir(), key=lambda file: file.name)
+        if file.name.endswith(".yaml")
+    ]
+
+
+def recipe_path(name: str) -> Path:
+    """The file behind a recipe's name, or behind a path to a YAML file.
+
+    Raises:
+        InputError: neither is there; names the nearest recipe.
+    """
+    if name in recipe_names():
+        return Path(str(files("seglearn") / "recipes" / f"{name}.yaml"))
+    if Path(name).is_file():
+        return Path(name)
+    near = difflib.get_close_matches(name, recipe_names(), 1, cutoff=0)[0]
+    raise InputError(
+        f"recipe {name!r} is neither one of the package's nor a file: did you mean {near!r}? "
+        "`seglearn recipes` lists them."
+    )
+
+
+def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe by name or path; `overrides` are command-line words such as `["--epochs", "3"]`.
+
+    Raises:
+        InputError: no such recipe, an unknown field, or a value of the wrong type.
+    """
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Recipe)
+    parser.add_argument("--config", action="config")
+    try:
+        values = parser.parse_args([f"--config={recipe_path(name)}", *(overrides or [])])
+    except Exception as error:  # jsonargparse's ArgumentError and what its YAML reader raises
+        raise InputError(f"recipe {name}: {' '.join(str(error).split())}") from error
+    values.pop("config", None)
+    recipe = Recipe(**values.as_dict())
+    recipe.check()
+    return recipe
