@@ -67,6 +67,7 @@ def legend(classes: Sequence[str], palette: Palette, columns: int = 6) -> Figure
         for name, color in zip(classes, palette, strict=True)
     ]
     figure.legend(handles=patches, ncols=columns, loc="center", frameon=False, fontsize=9)
+    figure.add_axes((0, 0, 1, 1)).axis("off")  # a notebook shows no figure without axes
     plt.close(figure)
     return figure
 

@@ -198,7 +198,7 @@ def set_rate(optimizer: Any, recipe: Recipe, step: int, steps: int) -> float:
 
 
 def class_weights(dataset: SegmentationDataset) -> Tensor:
-    """1 / ln(1.02 + share of the labelled pixels), one a class: Paszke et al., ENet, arXiv 1606.02147, section 5.2."""
+    """1 / ln(1.02 + share of the labelled pixels), one a class: Paszke et al., ENet, arXiv 1606.02147."""
     counts = torch.zeros(256, dtype=torch.int64)
     for index in range(len(dataset)):
         counts += dataset[index][1].flatten().bincount(minlength=256)
