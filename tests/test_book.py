@@ -27,7 +27,7 @@ import sys
 
 if "google.colab" in sys.modules:
     %pip install -q --no-deps "seglearn-course @ git+https://github.com/{repository}" \
-lightning-fabric lightning-utilities jsonargparse pooch safetensors jupyterquiz
+lightning-fabric lightning-utilities jsonargparse docstring-parser pooch safetensors jupyterquiz
 
 import seglearn
 

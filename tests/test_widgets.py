@@ -171,6 +171,6 @@ def test_moving_the_slider_changes_picture_and_caption(tmp_path):
         f"--user-data-dir={tmp_path / 'user'}",
     ]
     command = ["chromium", *options, "--dump-dom", (tmp_path / "page.html").as_uri()]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True).stdout
     states = json.loads(re.search(r"<title>(.*)</title>", dom).group(1))
     assert states == [[[True, False, False], "one", "one"], [[False, False, True], "three", "three"]]

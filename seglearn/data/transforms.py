@@ -45,9 +45,9 @@ class Augment:
     jitter: float = 0.0
 
     def __call__(self, image: Tensor, label: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Augment uint8 [3, H, W] and [H, W]; everything random comes from `generator`.
+        """Augment uint8 `[3, H, W]` and `[H, W]`; everything random comes from `generator`.
 
-        Returns uint8 [3, *crop] and [*crop].
+        Returns uint8 `[3, *crop]` and `[*crop]`.
         """
         scale, down, right, flip, *jitter = torch.rand(7, generator=generator).tolist()
         scale = self.scale[0] + scale * (self.scale[1] - self.scale[0])
@@ -96,7 +96,7 @@ def jitter_colours(image: Tensor, brightness: float, contrast: float, saturation
 
 
 def pad(plane: Tensor, crop: tuple[int, int], top: int, left: int, fill: tuple[int, ...]) -> Tensor:
-    """Place [C, h, w] into [C, *crop] at (top, left) on a background of one value a channel."""
+    """Place `[C, h, w]` into `[C, *crop]` at (top, left) on a background of one value a channel."""
     canvas = torch.tensor(fill, dtype=plane.dtype).view(-1, 1, 1).repeat(1, *crop)
     canvas[:, top : top + plane.shape[1], left : left + plane.shape[2]] = plane
     return canvas

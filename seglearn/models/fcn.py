@@ -58,7 +58,7 @@ class Grid(NamedTuple):
     start: float = 0.0
 
     def through(self, layers: Iterable[nn.Module]) -> "Grid":
-        """The grid behind convolutions, poolings and `Upsample`s; other layers leave it as it is."""
+        """The grid behind convolutions, poolings and `Upsample` layers; other layers leave it as it is."""
         stride, start = self
         for layer in layers:
             if isinstance(layer, Upsample):
