@@ -9,7 +9,8 @@ from torch import Tensor
 def cross_entropy(logits: Tensor, label: Tensor, ignore_index: int, weight: Tensor | None = None) -> Tensor:
     """Mean cross-entropy over the pixels that are not ignored; 0, with gradient 0, where all are.
 
-    Torch's own mean is 0/0 = NaN on an image without a labelled pixel, and one NaN spoils every weight for good.
+    Torch's own mean is 0/0 = NaN on a batch without a labelled pixel. Its gradient happens to be 0, but the NaN enters
+    every sum with other losses and every average that is logged; a sum over a count written by hand has NaN gradients.
 
     Args:
         logits: [N, C, H, W], any float type; computed in float32.
