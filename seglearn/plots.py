@@ -34,7 +34,7 @@ def overlay(image: Any, label: Any, palette: Palette, alpha: float = 0.6) -> np.
     return (to_array(image) * (1 - alpha) + colorize(label, palette) * alpha).round().astype(np.uint8)
 
 
-def show(panels: Mapping[str, Any], palette: Palette | None = None, columns: int = 3, width: float = 9.0) -> Figure:
+def show(panels: Mapping[str, Any], palette: Palette | None = None, columns: int = 3, width: float = 7.5) -> Figure:
     """Panels in a grid, each under its title: pictures (`[3, H, W]` tensors, `[H, W, 3]` arrays) or label maps.
 
     A panel of two dimensions is a label map when a `palette` is given, else a grey map.
@@ -58,10 +58,10 @@ def show(panels: Mapping[str, Any], palette: Palette | None = None, columns: int
     return figure
 
 
-def legend(classes: Sequence[str], palette: Palette, columns: int = 6) -> Figure:
+def legend(classes: Sequence[str], palette: Palette, columns: int = 4) -> Figure:
     """The classes and their colours in one strip."""
     rows = -(-len(classes) // columns)
-    figure = plt.figure(figsize=(9, 0.32 * rows + 0.1))
+    figure = plt.figure(figsize=(6.5, 0.26 * rows + 0.1))
     patches = [
         Patch(facecolor=tuple(np.divide(color, 255).tolist()), edgecolor="0.4", label=name)
         for name, color in zip(classes, palette, strict=True)

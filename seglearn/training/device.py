@@ -74,7 +74,7 @@ def describe_machine(fabric: Fabric, memory_format: torch.memory_format) -> dict
         "threads": torch.get_num_threads(),
         "gpu": gpu,
         "processes": fabric.world_size,
-        "precision": fabric._precision.precision,
+        "precision": fabric.strategy.precision.precision,
         "memory_format": str(memory_format).removeprefix("torch."),
         "python": platform.python_version(),
         "torch": torch.__version__,
