@@ -6,6 +6,7 @@ import torchvision
 from torch import Tensor, nn
 
 from seglearn.backbones import VGG, ResNet, load_torchvision, torchvision_state_dict
+from seglearn.backbones.resnet import from_semseg
 from seglearn.errors import InputError
 
 VGG_DEPTHS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -25,7 +26,7 @@ def pair(name: str) -> tuple[VGG | ResNet, nn.Module]:
 def settle(model: nn.Module) -> nn.Module:
     """Norms as after some training, so that their order and their statistics matter; in evaluation mode."""
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
             for tensor in (module.weight, module.running_var):
                 nn.init.uniform_(tensor, 0.5, 1.5)
             for tensor in (module.bias, module.running_mean):
@@ -195,3 +196,101 @@ def test_offline_says_so_in_one_sentence(tmp_path, monkeypatch) -> None:
 def test_unknown_weights_are_named(name: str) -> None:
     with pytest.raises(InputError, match=f"no weights '{name}'"):
         torchvision_state_dict(name)
+
+
+@pytest.mark.parametrize("output_stride", [32, 16, 8])
+@torch.no_grad()
+def test_deep_stem_is_mit_semsegs(output_stride: int) -> None:
+    from mit_semseg.models import models as mit_semseg
+    from mit_semseg.models.resnet import resnet50
+
+    torch.manual_seed(0)
+    theirs = settle(resnet50(pretrained=False))
+    ours = ResNet(50, output_stride=output_stride, deep_stem=True)
+    weights = {name: value for name, value in theirs.state_dict().items() if "_tmp" not in name and "_iter" not in name}
+    ours.load_state_dict(from_semseg(weights))  # its synchronised norms keep three more numbers
+    if output_stride == 32:
+        encoder = mit_semseg.Resnet(theirs)
+    else:
+        encoder = mit_semseg.ResnetDilated(theirs, dilate_scale=output_stride)
+    images = torch.randn(1, 3, 65, 97)
+    expected = encoder.eval()(images, return_feature_maps=True)
+    torch.testing.assert_close(list(ours.eval()(images)), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_deep_stem_sees_11_pixels_and_changes_three_more_layers() -> None:
+    torch.manual_seed(0)
+    net = ResNet(50, width=4, num_classes=None, deep_stem=True).eval()
+    images = torch.randn(1, 3, 65, 65, requires_grad=True)
+    x = net.conv1(images)
+    assert x.shape == (1, 8, 33, 33)
+    x[0, :, 16, 16].sum().backward()
+    seen = images.grad[0].abs().sum((0, 1)).nonzero().flatten()
+    assert (seen[0], seen[-1]) == (32 - 5, 32 + 5)
+    plain = ResNet(50, width=4, num_classes=None).state_dict()
+    other = {name for name, value in net.state_dict().items() if name not in plain or value.shape != plain[name].shape}
+    assert {name for name in other if not name.startswith(("conv1.", "bn1."))} == {
+        "layer1.0.conv1.weight",
+        "layer1.0.downsample.0.weight",
+    }
+
+
+@torch.no_grad()
+def test_dilate_first_is_pspnets_dilation() -> None:
+    """Its authors' three lines, done to torchvision's net: 2 and 4 on every 3x3 convolution, strides 1."""
+    torch.manual_seed(0)
+    theirs = settle(torchvision.models.resnet50())
+    for stage, dilation in ((theirs.layer3, 2), (theirs.layer4, 4)):
+        for block in stage:
+            block.conv2.dilation = block.conv2.padding = (dilation, dilation)
+            block.conv2.stride = (1, 1)
+        stage[0].downsample[0].stride = (1, 1)
+    ours = ResNet(50, output_stride=8, dilate_first=True)
+    ours.load_state_dict(theirs.state_dict())
+    images = torch.randn(1, 3, 65, 97)
+    torch.testing.assert_close(list(ours.eval()(images)), stages_of(theirs, images), atol=1e-5, rtol=1e-5)
+
+
+def rates(net: ResNet) -> list[int]:
+    """Dilations of the last stage's 3x3 convolutions."""
+    return [
+        conv.dilation[0] for conv in net.layer4.modules() if isinstance(conv, nn.Conv2d) and conv.kernel_size[0] == 3
+    ]
+
+
+def test_multi_grid_multiplies_the_last_stages_rate() -> None:
+    net = ResNet(101, width=4, num_classes=None, multi_grid=(1, 2, 4))
+    assert rates(net) == [1, 2, 4]
+    net.set_output_stride(16)
+    assert rates(net) == [2, 4, 8]  # section 3.2.1 of DeepLab v3
+    net.set_output_stride(8)
+    assert rates(net) == [4, 8, 16]
+    assert rates(ResNet(18, width=4, output_stride=16, multi_grid=(1, 2))) == [2, 2, 4, 4]
+
+
+@pytest.mark.parametrize("depth, multi_grid", [(18, None), (50, None), (18, (1, 2)), (50, (1, 2, 4)), (50, (2, 2, 2))])
+@torch.no_grad()
+def test_output_stride_changes_in_place(depth: int, multi_grid: tuple[int, ...] | None) -> None:
+    torch.manual_seed(0)
+    net = settle(ResNet(depth, width=4, num_classes=None, multi_grid=multi_grid))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    images = torch.randn(1, 3, 65, 97)
+    maps = {}
+    for stride in (32, 8, 16, 32):
+        net.set_output_stride(stride)
+        fresh = ResNet(depth, width=4, num_classes=None, multi_grid=multi_grid, output_stride=stride).eval()
+        fresh.load_state_dict(net.state_dict())
+        assert net.strides == fresh.strides
+        maps[stride] = net(images)
+        for ours, theirs in zip(maps[stride], fresh(images), strict=True):
+            assert torch.equal(ours, theirs)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    torch.testing.assert_close(maps[8][-1][..., ::2, ::2], maps[16][-1], atol=1e-5, rtol=1e-4)
+
+
+def test_multi_grid_of_the_wrong_length_is_refused() -> None:
+    with pytest.raises(InputError, match=r"multi_grid is \(1, 2, 4\): give 2 rates"):
+        ResNet(18, multi_grid=(1, 2, 4))
+    net = ResNet(18, width=4)
+    with pytest.raises(InputError, match="output_stride is 4"):
+        net.set_output_stride(4)

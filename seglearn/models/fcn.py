@@ -10,7 +10,7 @@ Chapter: book/models/fcn.
 Differs from the paper:
     - every upsampling is a fixed bilinear kernel, as in the authors' release (the paper's text learns the x2
       ones). Kernels are buffers: 134 346 581, 134 357 354 and 134 362 751 parameters at 21 classes;
-    - skips are not scaled by 0.01 and 0.0001 (the all-at-once variant): train in stages, by `start_from`;
+    - the three nets are trained one after the other by `start_from`; `at_once` is the release's other way;
     - weights come from torchvision's VGG-16, so images are RGB and normalised, not BGR minus the mean;
     - laptop size: a narrow VGG with batch normalisation, padded by 1 pixel rather than 100 (which more than
       doubles the work at 360x480), and fc6 3x3 rather than 7x7. The geometry is derived in the same way.
@@ -23,8 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seglearn.backbones.vgg import VGG, initialise
+from seglearn.backbones import VGG, Weights, torchvision_state_dict
+from seglearn.backbones.vgg import initialise
 from seglearn.errors import InputError
+from seglearn.models.layers import parameter_groups
 
 
 class Upsample(nn.Module):
@@ -104,6 +106,7 @@ class FCN(nn.Module):
     """The net of the paper's figure 3, for every height and width from 1 pixel on.
 
     The logits are a view into a slightly larger map, so not contiguous; autocast decides on their type.
+    The backbone, fc6 and fc7 start from VGG-16 (`load_imagenet`), every score layer from zero.
 
     Args:
         num_classes: number of classes, C in the shapes below.
@@ -113,6 +116,8 @@ class FCN(nn.Module):
         fc6: kernel size and padding of fc6.
         dropout: share of single activations dropped after fc6 and fc7.
         batch_norm: normalise fc6 and fc7.
+        at_once: train all skips in one go, not net after net: pool4 counts 0.01 and pool3 0.0001 times before
+            it is scored, as in the release.
 
     Attributes:
         offsets: cells cropped before each sum (at pool4, at pool3) and at the end. A negative number is
@@ -129,11 +134,13 @@ class FCN(nn.Module):
         fc6: tuple[int, int] = (7, 0),
         dropout: float = 0.5,
         batch_norm: bool = False,
+        at_once: bool = False,
     ) -> None:
         super().__init__()
         if stride not in (8, 16, 32):
             raise InputError(f"stride is {stride}: FCN has 32, 16 and 8.")
         self.stride = stride
+        self.skip_scales = (1e-2, 1e-4) if at_once else (1.0, 1.0)
         self.backbone = backbone or VGG(num_classes=None, first_padding=100, ceil_mode=True)
         _, _, pool3, pool4, pool5 = self.backbone.channels
 
@@ -181,10 +188,10 @@ class FCN(nn.Module):
         *skips, crop = self.offsets
         if self.stride <= 16:
             scores = self.upscore2(scores)  # [N, C, 2 h + 2, 2 w + 2]
-            scores = add(scores, self.score_pool4(pool4), skips[0])
+            scores = add(scores, self.score_pool4(self.skip_scales[0] * pool4), skips[0])
         if self.stride == 8:
             scores = self.upscore_pool4(scores)  # [N, C, about H / 8, about W / 8]
-            scores = add(scores, self.score_pool3(pool3), skips[1])
+            scores = add(scores, self.score_pool3(self.skip_scales[1] * pool3), skips[1])
         logits = self.upscore(scores)  # [N, C, more than H, more than W]
         height, width = images.shape[-2:]
         return logits[..., crop : crop + height, crop : crop + width]  # [N, C, H, W]
@@ -195,16 +202,7 @@ class FCN(nn.Module):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """For the optimiser: biases learn twice as fast, without decay (the release); norms do not decay."""
-        norms = [p for module in self.modules() if isinstance(module, nn.BatchNorm2d) for p in module.parameters()]
-        convs = [module for module in self.modules() if isinstance(module, nn.Conv2d)]
-        weights = [conv.weight for conv in convs]
-        biases = [conv.bias for conv in convs if conv.bias is not None]
-        groups: list[dict[str, Any]] = [
-            {"params": weights, "lr_factor": 1.0, "weight_decay_factor": 1.0},
-            {"params": biases, "lr_factor": 2.0, "weight_decay_factor": 0.0},
-            {"params": norms, "lr_factor": 1.0, "weight_decay_factor": 0.0},
-        ]
-        return [group for group in groups if group["params"]]
+        return parameter_groups({self: 1.0}, bias_factor=2.0)
 
     def start_from(self, state_dict: Mapping[str, Tensor]) -> None:
         """Load in place the weights of a coarser net (32s into 16s, 16s into 8s) or those of `from_vgg`.
@@ -223,6 +221,14 @@ class FCN(nn.Module):
                 f"{min(wrong)} for one): create the model with the size and the number of classes they have."
             )
         self.load_state_dict(state_dict, strict=False)
+
+    def load_imagenet(self, weights: Weights = "VGG16_Weights.IMAGENET1K_V1") -> None:
+        """Start from a VGG-16 trained on ImageNet, its fully connected layers included.
+
+        Raises:
+            InputError: the weights cannot be downloaded, or this net is not of the paper's size.
+        """
+        self.start_from(from_vgg(torchvision_state_dict(weights)))
 
 
 def from_vgg(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -243,15 +249,17 @@ def from_vgg(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def paper(num_classes: int, stride: int) -> FCN:
+def paper(num_classes: int, stride: int, at_once: bool = False) -> FCN:
     """VGG-16 padded by 100, fc6 and fc7 with 4096 channels: 134 million parameters."""
-    return FCN(num_classes, stride)
+    return FCN(num_classes, stride, at_once=at_once)
 
 
-def laptop(num_classes: int, stride: int) -> FCN:
+def laptop(num_classes: int, stride: int, at_once: bool = False) -> FCN:
     """A narrow VGG with batch normalisation: 1.9 million parameters.
 
     In training, a batch of one needs an image of more than 32 pixels a side: norms need two values.
     """
     backbone = VGG(widths=(16, 32, 64, 128, 192), batch_norm=True, num_classes=None, ceil_mode=True)
-    return FCN(num_classes, stride, backbone=backbone, hidden=256, fc6=(3, 1), dropout=0.1, batch_norm=True)
+    return FCN(
+        num_classes, stride, backbone=backbone, hidden=256, fc6=(3, 1), dropout=0.1, batch_norm=True, at_once=at_once
+    )
