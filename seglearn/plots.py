@@ -1,4 +1,4 @@
-"""Pictures of labels: colours, overlays, panels with a legend, sheets of predictions."""
+"""Pictures of labels: colours, overlays, panels with a legend, sheets of predictions. And of models."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 from torch import Tensor
+
+from seglearn.diagrams import architecture as architecture
 
 Palette = Sequence[tuple[int, int, int]]
 

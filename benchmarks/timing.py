@@ -1,0 +1,23 @@
+"""Timing that a busy machine does not spoil: what is compared runs in turn, and rounds are compared pair by pair."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+
+def paired(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Processor seconds of each way in each of the rounds; in a round all run once, one after the other."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            started = time.process_time()
+            way()
+            seconds[name].append(time.process_time() - started)
+    return seconds
+
+
+def ratio(times: list[float], others: list[float]) -> float:
+    """How many times as long the first take as the others: the median over rounds."""
+    return statistics.median(one / other for one, other in zip(times, others, strict=True))
