@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -9,18 +11,35 @@ from seglearn.data import SegmentationDataset
 from seglearn.data.transforms import normalize
 from seglearn.metrics import confusion_matrix
 
+# A function of logits [C, H, W], prediction [H, W] and label [H, W] (both uint8), such as the confusion matrix of the
+# last two.
+Measure = Callable[[Tensor, Tensor, Tensor], Tensor]
+
 
 @torch.inference_mode()
-def predict(model: nn.Module, image: Tensor) -> Tensor:
-    """Label one picture uint8 [3, H, W] with the class of the highest logit: uint8 [H, W], on the CPU.
+def predict_logits(model: nn.Module, image: Tensor) -> Tensor:
+    """Logits [C, H, W] of one picture uint8 [3, H, W], on the model's device.
 
     The model keeps the mode (train or eval) it is in: call `model.eval()` first.
     """
     device = next(model.parameters()).device
     batch = normalize(image.to(device))[None].contiguous(memory_format=torch.channels_last)
-    logits = model(batch)  # [1, C, H, W]
+    logits: Tensor = model(batch)[0]
+    return logits
+
+
+def predict(model: nn.Module, image: Tensor) -> Tensor:
+    """Label one picture uint8 [3, H, W] with the class of the highest logit: uint8 [H, W], on the CPU.
+
+    The model keeps the mode (train or eval) it is in: call `model.eval()` first.
+    """
+    return decide(predict_logits(model, image))
+
+
+def decide(logits: Tensor) -> Tensor:
+    """The class of the highest logit: uint8 [H, W] on the CPU, of logits [C, H, W]."""
     # max gives the same labels as argmax, several times faster on a CPU; only the small map leaves the device
-    return logits.max(1).indices[0].to(torch.uint8).cpu()
+    return logits.max(0).indices.to(torch.uint8).cpu()
 
 
 def evaluate(
@@ -31,13 +50,46 @@ def evaluate(
     Process `rank` of `processes` takes every `processes`-th image, so that no image is counted twice; the sum of the
     matrices of all processes is exactly the matrix of one.
     """
+    matrix = torch.zeros(dataset.num_classes, dataset.num_classes, dtype=torch.int64)
+    for logits, label in predictions(model, dataset, rank, processes, progress):
+        matrix += confusion_matrix(decide(logits), label, dataset.num_classes, dataset.ignore_index)
+    return matrix
+
+
+def measure(
+    model: nn.Module,
+    dataset: SegmentationDataset,
+    measures: Mapping[str, Measure],
+    rank: int = 0,
+    processes: int = 1,
+    progress: bool = False,
+) -> dict[str, Tensor]:
+    """What `evaluate` does, for any measures, and each image by itself.
+
+    Args:
+        measures: functions by name; what one returns has the same shape for every image.
+
+    Returns by the measure's name [images, ...], of the images `rank`, `rank + processes`, ...; nothing where
+    there is no such image.
+    """
+    counts: dict[str, list[Tensor]] = {}
+    for logits, label in predictions(model, dataset, rank, processes, progress):
+        prediction = decide(logits)
+        for name, count in measures.items():
+            counts.setdefault(name, []).append(count(logits, prediction, label).cpu())
+    return {name: torch.stack(images) for name, images in counts.items()}
+
+
+def predictions(
+    model: nn.Module, dataset: SegmentationDataset, rank: int, processes: int, progress: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits [C, H, W] and label [H, W] of every `processes`-th image; the model is in eval mode meanwhile."""
     from tqdm.auto import tqdm
 
-    training = model.training
+    modes = {module: module.training for module in model.modules()}  # a frozen part is in eval mode already
     model.eval()
-    matrix = torch.zeros(dataset.num_classes, dataset.num_classes, dtype=torch.int64)
     for index in tqdm(range(rank, len(dataset), processes), "evaluating", disable=not progress, leave=False):
         image, label = dataset[index]
-        matrix += confusion_matrix(predict(model, image), label, dataset.num_classes, dataset.ignore_index)
-    model.train(training)
-    return matrix
+        yield predict_logits(model, image), label
+    for module, training in modes.items():
+        module.training = training
