@@ -8,15 +8,31 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
 
 from seglearn.data.camvid import CamVid
+from seglearn.data.cityscapes import Cityscapes
+from seglearn.data.folder import Folder
+from seglearn.data.pets import OxfordPets
 from seglearn.data.scenes import StreetScenes
+from seglearn.data.voc import VOC2012
 from seglearn.errors import InputError
 
-DATASETS = {"camvid": CamVid, "scenes": StreetScenes}
+Root = str | os.PathLike[str] | None
+
+# What a recipe calls a dataset, and how its split is built. voc2012aug is voc2012 with the larger training set.
+DATASETS: dict[str, Callable[[str, Root], SegmentationDataset]] = {
+    "camvid": CamVid,
+    "cityscapes": Cityscapes,
+    "folder": lambda split, root: Folder(root, split),
+    "pets": OxfordPets,
+    "scenes": lambda split, root: StreetScenes(split),
+    "voc2012": VOC2012,
+    "voc2012aug": lambda split, root: VOC2012("trainaug" if split == "train" else split, root),
+}
 
 
 class SegmentationDataset(Protocol):
@@ -62,7 +78,17 @@ def create(name: str, split: str = "train", root: str | os.PathLike[str] | None 
     if name not in DATASETS:
         near = difflib.get_close_matches(name, DATASETS, 1, cutoff=0)[0]
         raise InputError(f"dataset {name!r} is unknown: did you mean {near!r}? Known are {', '.join(names())}.")
-    return StreetScenes(split) if name == "scenes" else CamVid(split, root)
+    return DATASETS[name](split, root)
 
 
-__all__ = ["CamVid", "SegmentationDataset", "StreetScenes", "create", "names"]
+__all__ = [
+    "CamVid",
+    "Cityscapes",
+    "Folder",
+    "OxfordPets",
+    "SegmentationDataset",
+    "StreetScenes",
+    "VOC2012",
+    "create",
+    "names",
+]
