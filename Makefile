@@ -52,8 +52,8 @@ lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/mypy
 
 unit: export MPLBACKEND := agg
-unit: $(STAMP)  ## the tests in tests/
-	$(BIN)/python -m pytest
+unit: $(STAMP)  ## the tests in tests/, on all cores
+	$(BIN)/python -m pytest --numprocesses auto
 
 notebooks: export OMP_NUM_THREADS := $(OMP_NUM_THREADS)
 notebooks: $(STAMP)  ## run every notebook and compare the outputs that the text relies on

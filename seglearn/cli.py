@@ -56,10 +56,16 @@ def build_parser() -> argparse.ArgumentParser:
     recipes = add("recipes", recipes_command, "List the recipes, or print one: a YAML file to copy and change.")
     recipes.add_argument("name", nargs="?", help="print this recipe with every field, defaults included")
 
-    data = add("data", data_command, "List the datasets and where they were found, or fetch one.")
-    data.add_argument("action", nargs="?", choices=["list", "fetch"], default="list")
-    data.add_argument("name", nargs="?", help="the dataset to fetch")
+    data = add(
+        "data",
+        data_command,
+        "List the datasets and where they were found, fetch one, or check one: every file of every split, on one page.",
+        epilog="check exits with 0 where it found no problem, 1 where it found one, 2 where the data cannot be loaded.",
+    )
+    data.add_argument("action", nargs="?", choices=["list", "fetch", "check"], default="list")
+    data.add_argument("name", nargs="?", help="the dataset to fetch or check; check takes a folder of your own as well")
     data.add_argument("--root", help="folder of the data; default: SEGLEARN_DATA, else a cache folder of this user")
+    data.add_argument("--out", type=Path, default=Path("data_check.png"), help="check's pictures; default: %(default)s")
 
     train = add(
         "train",
@@ -78,12 +84,19 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", default="val", help="default: val")
     evaluate.add_argument("--root", help="folder of the data")
     evaluate.add_argument("--precision", default="auto", help="auto, 32-true, bf16-mixed or 16-mixed; default: auto")
+    evaluate.add_argument("--bootstrap", action="store_true", help="the 95 %% interval of the mIoU over images")
+    evaluate.add_argument("--boundary", action="store_true", help="boundary F1, and the mIoU near borders")
+    evaluate.add_argument("--calibration", action="store_true", help="how far confidence and accuracy are apart")
     evaluate.add_argument("--out", type=Path, help="write scores and confusion matrix to this JSON file")
 
     predict = add("predict", predict_command, "Label pictures: writes the labels and an overlay beside each other.")
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     predict.add_argument("--checkpoint", type=Path, required=True, help="a run's folder or a .safetensors file")
     predict.add_argument("--out", type=Path, default=Path("predictions"), help="folder; default: predictions")
+
+    export = add("export", export_command, "Write a checkpoint's model as ONNX, for images of any size.")
+    export.add_argument("checkpoint", type=Path, help="a run's folder or a .safetensors file")
+    export.add_argument("--out", type=Path, help="the file; default: model.onnx beside the checkpoint")
     return parser
 
 
@@ -97,7 +110,7 @@ def recipe_help() -> str:
 
     texts = {param.arg_name: param.description for param in parse_from_object(Recipe).params}
     rows = [
-        f"  --{field.name} ({field.type}, default {field.default})\n      {texts[field.name]}"
+        f"  --{field.name} ({field.type}, default {getattr(Recipe(), field.name)})\n      {texts[field.name]}"
         for field in fields(Recipe)
     ]
     return "Every field of the recipe can be overridden:\n" + "\n".join(rows)
@@ -134,26 +147,69 @@ def recipes_command(arguments: argparse.Namespace) -> int:
 
 
 def data_command(arguments: argparse.Namespace) -> int:
-    """`seglearn data list` and `seglearn data fetch NAME`."""
-    from seglearn import data
-    from seglearn.data import camvid
+    """`seglearn data list`, `seglearn data fetch NAME` and `seglearn data check NAME_OR_PATH`."""
+    return {"list": list_data, "fetch": fetch_data, "check": check_data}[arguments.action](arguments)
 
-    if arguments.action == "fetch":
-        if arguments.name != "camvid":
-            raise InputError(
-                f"there is nothing to fetch for {arguments.name or 'no name'}: the one to fetch is camvid."
-            )
-        for split in camvid.SPLITS:
-            dataset = data.CamVid(split, arguments.root)
-            print(f"camvid {split:<6}{len(dataset):>5} images in {dataset.folder}")
-        return 0
+
+def list_data(arguments: argparse.Namespace) -> int:
+    """The datasets and where they were found."""
+    from seglearn import data
+    from seglearn.data import camvid, cityscapes, pets, voc
+
     folder = camvid.folder_of(arguments.root)
     for split, images in camvid.SPLITS.items():
         found = f"in {folder}" if camvid.is_present(folder, split) else f"not in {folder}: seglearn data fetch camvid"
-        print(f"camvid {split:<6}{images:>5} images, 360x480, 11 classes, {found}")
+        print(f"camvid {split:<9}{images:>6} images, 360x480, 11 classes, {found}")
     for split in ("train", "val", "test"):
-        print(f"scenes {split:<6}{len(data.StreetScenes(split)):>5} images, 180x240, 11 classes, generated")
+        print(f"scenes {split:<9}{len(data.StreetScenes(split)):>6} images, 180x240, 11 classes, generated")
+    others = [
+        ("voc2012", voc.voc_folder(arguments.root), "ImageSets", voc.SPLITS, "21 classes"),
+        ("cityscapes", cityscapes.folder_of(arguments.root), "leftImg8bit", cityscapes.SPLITS, "19 classes"),
+        ("pets", pets.folder_of(arguments.root), "annotations", pets.SPLITS, "2 classes"),
+    ]
+    for name, folder, marker, splits, classes in others:
+        advice = f"register at {cityscapes.SITE}" if name == "cityscapes" else f"seglearn data fetch {name}"
+        found = f"in {folder}" if (folder / marker).exists() else f"not in {folder}: {advice}"
+        print(f"{name}: {', '.join(f'{split} {images}' for split, images in splits.items())}; {classes}, {found}")
+    print("folder: images and masks of your own, with `data: folder` and `root: PATH` in a recipe")
     return 0
+
+
+def fetch_data(arguments: argparse.Namespace) -> int:
+    """Download a dataset."""
+    from seglearn import data
+    from seglearn.data import camvid, pets, voc
+
+    fetchers = {"voc2012": voc.fetch_voc, "sbd": voc.fetch_sbd, "pets": pets.fetch_pets}
+    if arguments.name == "camvid":
+        for split in camvid.SPLITS:
+            dataset = data.CamVid(split, arguments.root)
+            print(f"camvid {split:<6}{len(dataset):>5} images in {dataset.folder}")
+    elif arguments.name in fetchers:
+        print(f"{arguments.name} in {fetchers[arguments.name](arguments.root)}")
+    else:
+        raise InputError(
+            f"there is nothing to fetch for {arguments.name or 'no name'}: those to fetch are camvid, "
+            f"{', '.join(fetchers)}."
+        )
+    return 0
+
+
+def check_data(arguments: argparse.Namespace) -> int:
+    """Read all of a dataset and say what is in it and what is wrong with it."""
+    from seglearn.data.check import check
+    from seglearn.training.checkpoint import write_atomically
+
+    if not arguments.name:
+        raise InputError("check needs a dataset's name or the path of a folder: `seglearn data check PATH`.")
+    if not arguments.out.parent.is_dir():
+        raise InputError(f"the folder of --out {arguments.out} is not there: make it, or choose another.")
+    report = check(arguments.name, arguments.root)
+    print(report.page())
+    figure = report.sheet()
+    write_atomically(arguments.out, lambda path: figure.savefig(path, format="png", dpi=100, bbox_inches="tight"))
+    print(f"\npictures: {arguments.out}")
+    return 1 if report.problems else 0
 
 
 def train_command(arguments: argparse.Namespace) -> int:
@@ -172,29 +228,63 @@ def train_command(arguments: argparse.Namespace) -> int:
 def evaluate_command(arguments: argparse.Namespace) -> int:
     """`seglearn evaluate CHECKPOINT`; under torchrun the processes share the images."""
     from dataclasses import asdict
+    from typing import Any
 
     from seglearn import data
-    from seglearn.metrics import scores
+    from seglearn.boundaries import WIDTHS, boundary_counts, boundary_scores, trimap_matrices
+    from seglearn.calibration import calibration, calibration_counts
+    from seglearn.inference import Measure
+    from seglearn.metrics import bootstrap_miou, confusion_matrix, scores
     from seglearn.training.checkpoint import load_model, write_atomically
-    from seglearn.training.device import evaluate_together, start_fabric
+    from seglearn.training.device import measure_together, start_fabric
 
     fabric = start_fabric(arguments.precision)
     model, metadata = load_model(arguments.checkpoint)
     model.to(fabric.device)
-    dataset = data.create(arguments.data or metadata["recipe"]["data"], arguments.split, arguments.root)
+    trained = metadata["recipe"]
+    # the folder of the training data too, unless other data is asked for
+    root = arguments.root or (None if arguments.data else trained.get("root"))
+    dataset = data.create(arguments.data or trained["data"], arguments.split, root)
     if dataset.num_classes != len(metadata["classes"]):
         raise InputError(
             f"checkpoint {arguments.checkpoint} has {len(metadata['classes'])} classes but {dataset.name} has "
             f"{dataset.num_classes}: evaluate it on data with its own classes."
         )
-    matrix = evaluate_together(fabric, model, dataset, progress=True)
-    if fabric.is_global_zero:
-        result = scores(matrix)
-        print(f"{dataset.name} {dataset.split}, {len(dataset)} images")
-        print(result.table(dataset.classes))
-        if arguments.out:
-            text = json.dumps({**asdict(result), "matrix": matrix.tolist()}, indent=1) + "\n"
-            write_atomically(arguments.out, lambda path: path.write_text(text))
+    classes, void = dataset.num_classes, dataset.ignore_index
+    measures: dict[str, Measure] = {"matrix": lambda _, guess, label: confusion_matrix(guess, label, classes, void)}
+    if arguments.boundary:
+        measures["boundary"] = lambda _, guess, label: boundary_counts(guess, label, classes, void)
+        measures["trimap"] = lambda _, guess, label: trimap_matrices(guess, label, classes, void)
+    if arguments.calibration:
+        measures["calibration"] = lambda logits, _, label: calibration_counts(logits, label, void)
+    counts = measure_together(fabric, model, dataset, measures, progress=True)
+    if not fabric.is_global_zero:
+        return 0
+
+    matrix = counts["matrix"].sum(0)
+    result = scores(matrix)
+    found: dict[str, Any] = asdict(result)
+    columns, lines = {}, []
+    if arguments.bootstrap:
+        low, high = found["miou_interval"] = bootstrap_miou(counts["matrix"])
+        lines += [f"mIoU {100 * low:.2f} to {100 * high:.2f}: 95 % interval, by resampling the images"]
+    if arguments.boundary:
+        boundary = boundary_scores(counts["boundary"])
+        bands = [scores(band).miou for band in counts["trimap"].sum(0)]
+        found |= {"boundary": asdict(boundary), "band_miou": dict(zip(WIDTHS, bands, strict=True))}
+        columns = {"boundary F1": boundary.per_class}
+        lines += [f"boundary F1 {100 * boundary.f1:.2f}, mean of {boundary.images} images"]
+        near = ", ".join(f"{100 * band:.2f} ({width})" for width, band in zip(WIDTHS, bands, strict=True))
+        lines += [f"mIoU near borders, by the width of the band in pixels: {near}"]
+    if arguments.calibration:
+        sure = calibration(counts["calibration"].sum(0))
+        found["calibration"] = asdict(sure)
+        lines += [f"calibration error {100 * sure.ece:.2f}: mean confidence {100 * sure.confidence:.2f}"]
+    print(f"{dataset.name} {dataset.split}, {len(dataset)} images")
+    print(result.table(dataset.classes, columns), *lines, sep="\n")
+    if arguments.out:
+        text = json.dumps({**found, "matrix": matrix.tolist()}, indent=1) + "\n"
+        write_atomically(arguments.out, lambda path: path.write_text(text))
     return 0
 
 
@@ -226,4 +316,17 @@ def predict_command(arguments: argparse.Namespace) -> int:
             f"{metadata['classes'][i]} {shares[i]:.0%}" for i in shares.argsort(descending=True)[:4].tolist()
         )
         print(f"{path}: {top}: {arguments.out / path.stem}_overlay.png")
+    return 0
+
+
+def export_command(arguments: argparse.Namespace) -> int:
+    """`seglearn export CHECKPOINT`."""
+    from seglearn.export import export_onnx
+    from seglearn.training.checkpoint import load_model
+
+    model, metadata = load_model(arguments.checkpoint)
+    folder = arguments.checkpoint if arguments.checkpoint.is_dir() else arguments.checkpoint.parent
+    out = arguments.out or folder / "model.onnx"
+    export_onnx(model, out)
+    print(f"{metadata['model']} with {len(metadata['classes'])} classes, {out.stat().st_size / 1e6:.1f} MB: {out}")
     return 0

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import skimage.data
 import torch
@@ -45,7 +46,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("command", ["models", "recipes", "data", "train", "evaluate", "predict"])
+@pytest.mark.parametrize("command", ["models", "recipes", "data", "train", "evaluate", "predict", "export"])
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(command, "--help") == 0
     text = capsys.readouterr().out
@@ -112,20 +113,43 @@ def test_train_evaluate_predict(camvid: Path, tmp_path: Path, capsys: pytest.Cap
 def test_two_processes_count_every_image_once(tmp_path: Path, checkpoint: Path) -> None:
     """101 images, an odd number: a sampler that pads would count one twice."""
     write_camvid(tmp_path, train=1, val=101, size=(24, 32))
-    command = ["evaluate", str(checkpoint), "--root", str(tmp_path), "--precision", "32-true", "--out"]
+    asked = ["--bootstrap", "--boundary", "--calibration"]
+    command = ["evaluate", str(checkpoint), "--root", str(tmp_path), "--precision", "32-true", *asked, "--out"]
     assert run(*command, str(tmp_path / "one.json")) == 0
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "seglearn"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "seglearn"]
     done = subprocess.run([*launch, *command, str(tmp_path / "two.json")], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     one, two = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
-    assert one["matrix"] == two["matrix"] and np.sum(one["matrix"]) == 101 * 22 * 32
+    assert one == two and np.sum(one["matrix"]) == 101 * 22 * 32  # to the last digit
+    assert one["miou_interval"][0] < one["miou"] < one["miou_interval"][1]
+    assert 0 < one["boundary"]["f1"] < 1 and one["boundary"]["images"] == 101
+    assert list(one["band_miou"]) == ["1", "2", "4", "8", "16"] and 0 < one["calibration"]["ece"] < 1
+
+
+def test_evaluate_finds_the_data_that_the_run_was_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_camvid(tmp_path / "elsewhere")
+    monkeypatch.setenv("SEGLEARN_DATA", str(tmp_path / "nothing"))
+    recipe = replace(SMALL, epochs=1, root=str(root)).to_yaml()
+    (tmp_path / "mine.yaml").write_text(recipe)
+    assert run("train", str(tmp_path / "mine.yaml"), "--folder", str(tmp_path / "run")) == 0
+    assert run("evaluate", str(tmp_path / "run")) == 0
+
+
+def test_evaluate_reports_what_is_asked_for(camvid: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("evaluate", str(checkpoint)) == 0
+    text = capsys.readouterr().out
+    assert not any(word in text for word in ("interval", "boundary", "calibration"))
+    assert run("evaluate", str(checkpoint), "--bootstrap", "--boundary", "--calibration") == 0
+    text = capsys.readouterr().out
+    for words in ("95 % interval", "boundary F1", "mean of 5 images", "near borders", "calibration error"):
+        assert words in text
 
 
 def test_two_processes_train_and_write_one_run(tmp_path: Path) -> None:
     write_camvid(tmp_path)
     file = tmp_path / "mine.yaml"
     file.write_text(replace(SMALL, epochs=1, root=str(tmp_path)).to_yaml())
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "seglearn"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "seglearn"]
     command = [*launch, "train", str(file), "--folder", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
@@ -159,3 +183,12 @@ def test_bad_input_is_one_sentence(
 def test_unknown_word_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("models", "--fast") == 2
     assert "unrecognized arguments: --fast" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore")  # the exporter's own
+def test_export_writes_a_model_that_runs_without_torch(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("export", str(checkpoint)) == 0
+    file = checkpoint.parent / "model.onnx"
+    assert str(file) in capsys.readouterr().out
+    (logits,) = onnxruntime.InferenceSession(file).run(None, {"images": np.zeros((1, 3, 50, 70), np.float32)})
+    assert logits.shape == (1, 11, 50, 70)

@@ -13,13 +13,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from seglearn import models
+from seglearn import losses, models
 from seglearn.data import CamVid
+from seglearn.data.transforms import normalize
 from seglearn.errors import InputError
 from seglearn.training import Recipe, load_model, load_recipe, recipe_names, train
 from seglearn.training import loop as module
 from seglearn.training.checkpoint import load_state, save_weights, write_atomically
+from seglearn.training.modes import freeze, recompute_batch_norm
 from seglearn.training.samples import Augmented, Batches
 
 SMALL = Recipe(epochs=3, batch_size=4, crop=(32, 48), scale=(0.7, 1.5), evaluate_every=2, save_every=2, lr=0.02)
@@ -115,10 +118,70 @@ def test_recipe_round_trip(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_every_recipe_of_the_package_loads_and_builds(name: str) -> None:
+def test_every_recipe_of_the_package_runs(name: str, camvid: Path, tmp_path: Path) -> None:
     recipe = load_recipe(name)
     with torch.device("meta"):
-        models.create(recipe.model, 11, recipe.size)
+        net = models.create(recipe.model, 11, recipe.size, **recipe.options)
+        freeze(net, recipe.freeze)
+    if recipe.size == "laptop":
+        short = replace(recipe, epochs=1, batch_size=4, crop=(48, 64), init_from=None)
+        result = train(short, tmp_path / "run")
+        assert result is not None and 0 <= result["miou"] <= 1
+        model, _ = load_model(tmp_path / "run")
+        assert type(model) is type(net)
+
+
+def test_frozen_modules_stand_still(camvid: Path, tmp_path: Path) -> None:
+    recipe = replace(SMALL, freeze=("backbone", "fc6"))
+    torch.manual_seed(recipe.seed)
+    fresh = models.create(recipe.model, 11, recipe.size).state_dict()
+    train(recipe, tmp_path / "run")
+    trained = weights_of(tmp_path / "run")
+    # weights, and the running statistics of norms, which evaluation in between must not have woken
+    moved = {name.split(".")[0] for name in fresh if not torch.equal(fresh[name], trained[name])}
+    assert moved == {"fc7", "score_fr", "score_pool4", "score_pool3"}
+    with pytest.raises(InputError, match="freeze names 'backbon'.*did you mean 'backbone'"):
+        train(replace(SMALL, freeze=("backbon",)), tmp_path / "typo")
+    with pytest.raises(InputError, match="holds every parameter"):
+        freeze(
+            models.create("fcn8s", 11, "laptop"), ("backbone", "fc6", "fc7", "score_fr", "score_pool4", "score_pool3")
+        )
+
+
+def test_a_frozen_net_trains_on_single_images(camvid: Path, tmp_path: Path) -> None:
+    recipe = replace(SMALL, batch_size=1, epochs=1)
+    with pytest.raises(InputError, match="batch_size is 1 image"):
+        train(recipe, tmp_path / "refused")
+    assert train(replace(recipe, freeze=("backbone", "fc6", "fc7")), tmp_path / "run") is not None
+
+
+def test_recomputed_statistics_are_those_of_the_training_images(camvid: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), nn.Dropout()).eval()
+    dataset = CamVid("train")
+    recompute_batch_norm(net, dataset, batch_size=len(dataset))
+    maps = net[0](normalize(torch.stack([image for image, _ in dataset])))  # [N, 2, H, W]
+    torch.testing.assert_close(net[1].running_mean, maps.mean((0, 2, 3)))
+    torch.testing.assert_close(net[1].running_var, maps.var((0, 2, 3)))
+    assert not any(module.training for module in net.modules())
+
+
+def test_recomputing_changes_norms_alone(camvid: Path, tmp_path: Path) -> None:
+    train(SMALL, tmp_path / "plain")
+    train(replace(SMALL, recompute_batch_norm=True), tmp_path / "anew")
+    one, two = weights_of(tmp_path / "plain"), weights_of(tmp_path / "anew")
+    changed = {name.rsplit(".")[-1] for name in one if not torch.equal(one[name], two[name])}
+    assert changed == {"running_mean", "running_var", "num_batches_tracked"}
+
+
+def test_options_reach_the_model_and_its_checkpoint(camvid: Path, tmp_path: Path) -> None:
+    result = train(replace(SMALL, epochs=1, options={"at_once": True}), tmp_path / "run")
+    assert result is not None and result["recipe"]["options"] == {"at_once": True}
+    model, metadata = load_model(tmp_path / "run")
+    assert metadata["options"] == {"at_once": True} and model.skip_scales == (1e-2, 1e-4)
+    with pytest.raises(InputError, match="Unknown option 'depth'"):
+        train(replace(SMALL, options={"depth": 50}), tmp_path / "refused")
+    assert load_recipe("laptop/fcn8s", ["--options", '{"at_once": true}']).options == {"at_once": True}
 
 
 def test_killed_and_resumed_equals_undisturbed(camvid: Path, tmp_path: Path) -> None:
@@ -223,25 +286,28 @@ def test_biases_learn_twice_as_fast_and_do_not_decay() -> None:
     assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(net.parameters()))
 
 
-def test_enet_class_weights_of_camvid_counts() -> None:
-    """The weights that CamVid's published pixel counts give: shares with void counted are 16.85 % ... of peers."""
-    counts = torch.tensor(
-        [10682767, 14750079, 623349, 20076880, 2845085, 6166762, 743859, 714595, 3719877, 405385, 184967]
-    )
+def test_loss_and_class_weights_are_the_recipes(camvid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
 
-    class Counted:
-        num_classes = 11
+    def create(*arguments: Any) -> Any:
+        asked.append(arguments)
+        return built(*arguments)
 
-        def __len__(self) -> int:
-            return 1
-
-        def __getitem__(self, index: int) -> tuple[None, torch.Tensor]:
-            return None, torch.repeat_interleave(torch.arange(11, dtype=torch.uint8), counts // 1000)
-
-    weights = module.class_weights(Counted())  # type: ignore[arg-type]
-    expected = 1 / (1.02 + counts / counts.sum()).log()
-    assert torch.allclose(weights, expected, rtol=1e-3)
-    assert weights.argmax() == 10 and weights.argmin() == 3
+    built = losses.create
+    monkeypatch.setattr(losses, "create", create)
+    for number, (loss, rule) in enumerate(
+        [("cross_entropy", "none"), ("ohem", "enet"), ("focal+lovasz", "median_frequency")]
+    ):
+        recipe = replace(SMALL, epochs=1, loss=loss, class_weights=rule)
+        assert train(recipe, tmp_path / str(number)) is not None
+        name, ignore_index, weight = asked.pop()
+        assert not asked and (name, ignore_index) == (loss, 11)
+        assert (weight is None) == (rule == "none")
+        if weight is not None:
+            assert torch.equal(weight.cpu(), losses.class_weights(CamVid("train"), rule))
+    one, two = (weights_of(tmp_path / number) for number in ("0", "2"))
+    assert any(not torch.equal(one[name], two[name]) for name in one)
+    assert load_recipe("laptop/fcn8s", ["--loss", "cross_entropy+dice"]).loss == "cross_entropy+dice"
 
 
 @pytest.mark.parametrize(
@@ -254,6 +320,8 @@ def test_enet_class_weights_of_camvid_counts() -> None:
         ({"epochs": 0}, "epochs is 0: it must be at least 1"),
         ({"scale": (2.0, 1.0)}, "scale is"),
         ({"lr": 0.0}, "lr is 0.0"),
+        ({"loss": "focl"}, "loss 'focl' is unknown: did you mean 'focal'"),
+        ({"loss": "dice", "class_weights": "enet"}, "loss dice takes no class weights"),
         ({"lr": 1e9, "epochs": 30}, "the loss is .*: lower lr"),
         ({"init_from": "nowhere.safetensors"}, "checkpoint nowhere.safetensors is not there"),
     ],

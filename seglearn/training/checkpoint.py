@@ -137,6 +137,7 @@ def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     _, metadata = read_weights(path)
     if "model" not in metadata or "classes" not in metadata:
         raise InputError(f"checkpoint {path} does not say which model it is of: give one that `seglearn train` wrote.")
-    model = models.create(metadata["model"], len(metadata["classes"]), metadata["size"])
+    options = metadata.get("options", {})
+    model = models.create(metadata["model"], len(metadata["classes"]), metadata["size"], **options)
     load_weights(model, path)
     return model.to(memory_format=torch.channels_last).eval(), metadata

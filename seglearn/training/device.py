@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from seglearn.data import SegmentationDataset
-from seglearn.inference import evaluate
+from seglearn.inference import Measure, evaluate, measure
 
 
 def start_fabric(precision: str = "auto") -> Fabric:
@@ -63,6 +64,32 @@ def evaluate_together(fabric: Fabric, net: nn.Module, dataset: SegmentationDatas
     total = fabric.all_reduce(matrix.to(fabric.device), reduce_op="sum")
     assert isinstance(total, Tensor)
     return total.cpu()
+
+
+def measure_together(
+    fabric: Fabric,
+    net: nn.Module,
+    dataset: SegmentationDataset,
+    measures: Mapping[str, Measure],
+    progress: bool = False,
+) -> dict[str, Tensor]:
+    """`seglearn.inference.measure` of a whole split, the images shared among all processes.
+
+    Returns on every process what one alone would return, in the order of the images: [images, ...] by the measure's
+    name.
+    """
+    rank, processes = fabric.global_rank, fabric.world_size
+    with fabric.autocast():
+        own = measure(net, dataset, measures, rank, processes, progress and fabric.is_global_zero)
+    if processes == 1:
+        return own
+    shares: list[dict[str, Tensor]] = [{}] * processes
+    torch.distributed.all_gather_object(shares, own)  # objects: a process without an image knows no shapes
+    counts = {name: first.new_empty(len(dataset), *first.shape[1:]) for name, first in shares[0].items()}
+    for other, share in enumerate(shares):
+        for name, part in share.items():
+            counts[name][other::processes] = part
+    return counts
 
 
 def describe_machine(fabric: Fabric, memory_format: torch.memory_format) -> dict[str, Any]:

@@ -15,23 +15,24 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
 import seglearn
-from seglearn import data, models
+from seglearn import data, losses, models
 from seglearn.data import SegmentationDataset
-from seglearn.data.transforms import Augment, normalize
+from seglearn.data.transforms import normalize
 from seglearn.errors import InputError
 from seglearn.inference import predict
-from seglearn.losses import cross_entropy
 from seglearn.metrics import Scores, scores
 from seglearn.plots import sheet
 from seglearn.training.checkpoint import (
@@ -43,6 +44,7 @@ from seglearn.training.checkpoint import (
     write_atomically,
 )
 from seglearn.training.device import choose_memory_format, describe_machine, evaluate_together, start_fabric
+from seglearn.training.modes import check_normalisation, freeze, recompute_batch_norm, start_training
 from seglearn.training.recipe import Recipe
 from seglearn.training.samples import Augmented, Batches, InMemory, generator
 
@@ -73,18 +75,20 @@ def train(recipe: Recipe, folder: str | os.PathLike[str], resume: bool = False) 
 
     torch.manual_seed(recipe.seed)
     memory_format = choose_memory_format()
-    net = models.create(recipe.model, train_set.num_classes, recipe.size)
+    net = models.create(recipe.model, train_set.num_classes, recipe.size, **recipe.options)
     if recipe.init_from:
         skipped = init_weights(net, Path(recipe.init_from))
         fabric.print(f"started from {recipe.init_from}; kept their own start: {', '.join(skipped) or 'none'}")
+    freeze(net, recipe.freeze)
+    start_training(net)
     check_normalisation(net, recipe.batch_size // fabric.world_size)
     net = net.to(memory_format=memory_format)
     model, optimizer = fabric.setup(net, make_optimizer(net, recipe))
     model.mark_forward_method("loss")
-    weight = class_weights(train_set).to(fabric.device) if recipe.class_weights == "enet" else None
-
-    def criterion(logits: Tensor, label: Tensor) -> Tensor:
-        return cross_entropy(logits, label, train_set.ignore_index, weight)
+    weight = None
+    if recipe.class_weights != "none":
+        weight = losses.class_weights(train_set, recipe.class_weights).to(fabric.device)
+    criterion = losses.create(recipe.loss, train_set.ignore_index, weight)
 
     state: dict[str, Any] = {"step": 0, "best": -1.0, "loss": 0.0, "seconds": 0.0, "waited": 0.0, "log": []}
     if resume:
@@ -92,9 +96,8 @@ def train(recipe: Recipe, folder: str | os.PathLike[str], resume: bool = False) 
         net.load_state_dict(state.pop("model"))
         optimizer.load_state_dict(state.pop("optimizer"))
 
-    augment = Augment(recipe.crop, train_set.ignore_index, recipe.scale, recipe.flip, recipe.jitter)
     samples = DataLoader(
-        Augmented(train_set, augment, recipe.seed),
+        Augmented(train_set, recipe.augment(train_set.ignore_index), recipe.seed),
         batch_sampler=Batches(
             len(train_set), recipe.batch_size, steps, recipe.seed, state["step"], fabric.global_rank, fabric.world_size
         ),
@@ -115,7 +118,6 @@ def train(recipe: Recipe, folder: str | os.PathLike[str], resume: bool = False) 
 
     bar = tqdm(total=steps, initial=state["step"], desc=recipe.model, unit="step", disable=not fabric.is_global_zero)
     with interruptible() as interrupted:
-        model.train()
         ready = time.monotonic()
         for images, labels in loader:
             state["waited"] += time.monotonic() - ready
@@ -145,6 +147,9 @@ def train(recipe: Recipe, folder: str | os.PathLike[str], resume: bool = False) 
                 row = {"epoch": epoch, "step": step, "loss": state["loss"] / steps_per_epoch, "lr": rate}
                 state["loss"] = 0.0
                 if epoch % recipe.evaluate_every == 0 or step == steps:
+                    if recipe.recompute_batch_norm:
+                        with fabric.autocast():
+                            recompute_batch_norm(net, train_set, recipe.batch_size)
                     result = scores(evaluate_together(fabric, net, val_set))
                     row |= {"val_miou": result.miou, "val_pixel_accuracy": result.pixel_accuracy}
                     if fabric.is_global_zero and result.miou > state["best"]:
@@ -197,15 +202,6 @@ def set_rate(optimizer: Any, recipe: Recipe, step: int, steps: int) -> float:
     return rate
 
 
-def class_weights(dataset: SegmentationDataset) -> Tensor:
-    """1 / ln(1.02 + share of the labelled pixels), one a class: Paszke et al., ENet, arXiv 1606.02147."""
-    counts = torch.zeros(256, dtype=torch.int64)
-    for index in range(len(dataset)):
-        counts += dataset[index][1].flatten().bincount(minlength=256)
-    counts = counts[: dataset.num_classes]
-    return 1 / (1.02 + counts / counts.sum()).log()
-
-
 def check_batch(recipe: Recipe, images: int, processes: int) -> None:
     """Refuse a batch that the split cannot fill or that the processes cannot share evenly."""
     if recipe.batch_size > images:
@@ -214,15 +210,6 @@ def check_batch(recipe: Recipe, images: int, processes: int) -> None:
         raise InputError(
             f"batch_size is {recipe.batch_size}, which {processes} processes cannot share evenly: "
             f"take a multiple of {processes}."
-        )
-
-
-def check_normalisation(net: nn.Module, images: int) -> None:
-    """Refuse to train batch normalisation on single images: its statistics would be those of one picture."""
-    if images == 1 and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules()):
-        raise InputError(
-            "batch_size is 1 image a process, but this model has batch normalisation, which needs at least 2: "
-            "raise batch_size, or use fewer processes."
         )
 
 
@@ -246,9 +233,10 @@ def prepare_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
         return
     if not (folder / "last.pt").exists():
         raise InputError(f"{folder} holds no last.pt, so there is nothing to resume: start without --resume.")
-    before, now = (folder / "recipe.yaml").read_text(), recipe.to_yaml()
-    if before != now:
-        changed = sorted(set(now.splitlines()) - set(before.splitlines()))
+    # As recipes, not as text: a field that is newer than the run has its default in both.
+    before = asdict(Recipe(**yaml.safe_load((folder / "recipe.yaml").read_text())))
+    changed = [f"{name}: {value}" for name, value in asdict(recipe).items() if value != before[name]]
+    if changed:
         raise InputError(
             f"{folder} was started with another recipe (now {'; '.join(changed)}): resume with the same, "
             "or start a new run in another --folder."
@@ -268,6 +256,7 @@ def describe(recipe: Recipe, dataset: SegmentationDataset, epoch: int, result: S
     return {
         "model": recipe.model,
         "size": recipe.size,
+        "options": recipe.options,
         "classes": dataset.classes,
         "palette": dataset.palette,
         "ignore_index": dataset.ignore_index,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 
-from seglearn import data, models
+from seglearn import data, losses, models
+from seglearn.data.transforms import Augment
 from seglearn.errors import InputError
 
 
@@ -21,6 +22,7 @@ class Recipe:
     Args:
         model: name of a model, see `seglearn models`.
         size: the paper's own size, or the one that a laptop can train.
+        options: variants of the model's paper, such as `{depth: 50}`.
         data: name of a dataset, see `seglearn data list`.
         root: folder of the dataset's files; by default `SEGLEARN_DATA`, else a download.
         epochs: passes over the training split. An epoch's last batch is dropped when it is not full.
@@ -29,7 +31,15 @@ class Recipe:
         scale: range of the random resize before the crop.
         flip: probability of a horizontal flip.
         jitter: strength of the random brightness, contrast and saturation.
-        class_weights: how rare classes are weighted in the loss. enet: 1 / ln(1.02 + share of the pixels).
+        rotate: the crop is turned by a random angle of at most so many degrees; 0 is off, as for the next two.
+        elastic: standard deviation of an elastic deformation's random displacements, in pixels of the crop.
+        blur: largest standard deviation of a random Gaussian blur, in pixels of the crop.
+        max_class_share: crops of which one class fills this share are drawn again, at most nine times; 1 is off.
+        loss: cross_entropy, focal (gamma 2), ohem (pixels whose true class has a probability of at most 0.7, at least
+            1/16 of all), dice, lovasz, or a sum such as cross_entropy+dice.
+        class_weights: how rare classes are weighted in cross_entropy, focal and ohem. enet: 1 / ln(1.02 + share of the
+            pixels). median_frequency: the median of the classes' frequencies divided by the class's own, each a share
+            of the pixels of those images that hold the class.
         optimizer: sgd (with momentum) or adamw.
         lr: learning rate at the start; a model multiplies it for some parameters.
         momentum: of sgd; for adamw its first beta.
@@ -42,10 +52,13 @@ class Recipe:
         workers: processes that prepare data; 0 prepares it in the training process.
         seed: of weights, order and augmentation.
         init_from: checkpoint (`.safetensors`) to start from; parameters that do not fit are listed and skipped.
+        freeze: modules of the model that keep the weights and norms they start from, such as `[front_end]`.
+        recompute_batch_norm: before every evaluation, average the norms' statistics anew over the training images.
     """
 
     model: str = "fcn8s"
     size: Literal["laptop", "paper"] = "laptop"
+    options: dict[str, Any] = field(default_factory=dict)
     data: str = "camvid"
     root: str | None = None
     epochs: int = 60
@@ -54,7 +67,12 @@ class Recipe:
     scale: tuple[float, float] = (0.5, 2.0)
     flip: float = 0.5
     jitter: float = 0.2
-    class_weights: Literal["none", "enet"] = "none"
+    rotate: float = 0.0
+    elastic: float = 0.0
+    blur: float = 0.0
+    max_class_share: float = 1.0
+    loss: str = "cross_entropy"
+    class_weights: Literal["none", "enet", "median_frequency"] = "none"
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.01
     momentum: float = 0.9
@@ -67,12 +85,15 @@ class Recipe:
     workers: int = 0
     seed: int = 0
     init_from: str | None = None
+    freeze: tuple[str, ...] = ()
+    recompute_batch_norm: bool = False
 
     def __post_init__(self) -> None:
         """JSON and YAML know no tuples."""
         height, width = self.crop
         low, high = self.scale
         self.crop, self.scale = (height, width), (low, high)
+        self.freeze = tuple(self.freeze)
 
     def check(self) -> None:
         """Refuse what cannot work before anything is loaded.
@@ -87,17 +108,33 @@ class Recipe:
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1, cutoff=0)[0]
                 raise InputError(f"{kind} {name!r} is unknown: did you mean {near!r}? Known are {', '.join(known)}.")
-        for field in ("epochs", "batch_size", "evaluate_every", "save_every"):
-            if getattr(self, field) < 1:
-                raise InputError(f"{field} is {getattr(self, field)}: it must be at least 1.")
-        if min(self.crop) < 1:
-            raise InputError(f"crop is {self.crop}: give height and width in pixels, each at least 1.")
-        if not 0 < self.scale[0] <= self.scale[1]:
-            raise InputError(f"scale is {self.scale}: give a range low, high with 0 < low <= high.")
+        for name in ("epochs", "batch_size", "evaluate_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}: it must be at least 1.")
+        self.augment(ignore_index=255)
+        losses.check(self.loss, weighted=self.class_weights != "none")
         if self.lr <= 0:
             raise InputError(f"lr is {self.lr}: it must be above 0.")
         if not 0 <= self.warmup < 1:
             raise InputError(f"warmup is {self.warmup}: it is a share of all steps, at least 0 and below 1.")
+
+    def augment(self, ignore_index: int) -> Augment:
+        """The augmentation that the recipe asks for; `ignore_index` is the dataset's.
+
+        Raises:
+            InputError: a number out of its range.
+        """
+        return Augment(
+            self.crop,
+            ignore_index,
+            self.scale,
+            self.flip,
+            self.jitter,
+            self.rotate,
+            self.elastic,
+            self.blur,
+            self.max_class_share,
+        )
 
     def to_yaml(self) -> str:
         """The recipe as a file that `load_recipe` reads back."""

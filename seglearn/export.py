@@ -1,0 +1,46 @@
+"""A trained model as an ONNX file, for onnxruntime, a browser, a phone."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from seglearn.errors import InputError
+from seglearn.training.checkpoint import write_atomically
+
+
+def export_onnx(model: nn.Module, path: str | os.PathLike[str], size: tuple[int, int] = (64, 96)) -> None:
+    """Write `model` as ONNX: input `images` float32 [1, 3, H, W], normalised; output `logits` [1, C, H, W].
+
+    H and W stay free. The file holds the weights too.
+
+    Args:
+        model: any model of the course; it is exported in evaluation mode and keeps the mode it is in.
+        path: the file to write.
+        size: height and width of the image that the exporter traces.
+
+    Raises:
+        InputError: onnx and onnxscript are not installed.
+    """
+    if not all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript")):
+        raise InputError("Exporting needs onnx and onnxscript: pip install onnx onnxscript.")
+    modes = {module: module.training for module in model.modules()}
+    images = torch.zeros(1, 3, *size, device=next(model.parameters()).device)
+    sides = {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
+    program = torch.onnx.export(
+        model.eval(),
+        (images,),
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes={"images": sides},
+        dynamo=True,
+        verbose=False,
+    )
+    for module, training in modes.items():
+        module.training = training
+    assert program is not None
+    write_atomically(Path(path), lambda file: program.save(str(file)))
