@@ -6,7 +6,7 @@ many channels as the way down and, at each level, the map of the way down concat
 padded: a pixel gets logits only where the net sees real image all around it. A picture of any size is covered
 by overlapping tiles, mirrored at its border, and no seam shows.
 
-Chapter: book/models/unet.
+Chapter: book/ideas/encoder_decoder.
 
 Differs from the paper:
     - `forward` takes the image as a single tile as large as it is. `overlap_tile` is the paper's strategy,
