@@ -5,10 +5,11 @@ Run: python benchmarks/augmentation.py
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
+from timing import paired, ratio
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
@@ -44,19 +45,17 @@ def main() -> None:
         "cut, then resize": Augment(CROP, 11, SCALE, flip=0.5, jitter=JITTER),
         "resize, then cut": resize_first,
     }
-    seconds: dict[str, list[float]] = {name: [] for name in orders}
-    for _ in range(ROUNDS):
-        for name, augment in orders.items():
-            generator = torch.Generator().manual_seed(0)
-            started = time.process_time()
-            for _ in range(SAMPLES):
-                augment(image, label, generator)
-            seconds[name].append((time.process_time() - started) / SAMPLES)
+
+    def work(augment: Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]) -> None:
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(SAMPLES):
+            augment(image, label, generator)
+
+    seconds = paired({name: partial(work, augment) for name, augment in orders.items()}, ROUNDS)
     for name, times in seconds.items():
-        print(f"{name}: {1 / min(times):6.0f} samples/s of {CROP[0]}x{CROP[1]} from 360x480, one core")
+        print(f"{name}: {SAMPLES / min(times):6.0f} samples/s of {CROP[0]}x{CROP[1]} from 360x480, one core")
     ours, theirs = seconds.values()
-    ratios = sorted(other / own for own, other in zip(ours, theirs, strict=True))
-    print(f"resize first takes {ratios[ROUNDS // 2]:.2f} times as long (median of {ROUNDS} paired rounds)")
+    print(f"resize first takes {ratio(theirs, ours):.2f} times as long (median of {ROUNDS} paired rounds)")
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ Run: python benchmarks/evaluation.py
 
 from __future__ import annotations
 
-import time
+from functools import partial
 
 import torch
+from timing import paired, ratio
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
@@ -52,17 +53,11 @@ def main() -> None:
     model = Ready(logits)
     ways = {"seglearn": evaluate, "torchmetrics": torchmetrics_way}
     assert torch.equal(evaluate(model, dataset), torchmetrics_way(model, dataset)), "the two count differently"
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(ROUNDS):
-        for name, way in ways.items():
-            started = time.process_time()
-            way(model, dataset)
-            seconds[name].append((time.process_time() - started) / IMAGES)
+    seconds = paired({name: partial(way, model, dataset) for name, way in ways.items()}, ROUNDS)
     for name, times in seconds.items():
-        print(f"{name:<13}{1000 * min(times):6.1f} ms an image of 360x480 beyond the forward pass, one thread")
+        print(f"{name:<13}{1000 * min(times) / IMAGES:6.1f} ms an image of 360x480 beyond the forward pass, one thread")
     ours, theirs = seconds.values()
-    ratios = sorted(other / own for own, other in zip(ours, theirs, strict=True))
-    print(f"torchmetrics takes {ratios[ROUNDS // 2]:.2f} times as long (median of {ROUNDS} paired rounds)")
+    print(f"torchmetrics takes {ratio(theirs, ours):.2f} times as long (median of {ROUNDS} paired rounds)")
 
 
 if __name__ == "__main__":
