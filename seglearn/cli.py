@@ -122,12 +122,12 @@ def models_command(arguments: argparse.Namespace) -> int:
 
     from seglearn import models
 
-    print(f"{'name':<12}{'laptop':>12}{'paper':>15}   parameters at 11 classes")
+    print(f"{'name':<16}{'laptop':>12}{'paper':>15}   parameters at 11 classes")
     for name in models.names():
         with torch.device("meta"):
             sizes = [models.create(name, 11, size) for size in ("laptop", "paper")]
         counts = [sum(parameter.numel() for parameter in model.parameters()) for model in sizes]
-        print(f"{name:<12}{counts[0]:>12,}{counts[1]:>15,}")
+        print(f"{name:<16}{counts[0]:>12,}{counts[1]:>15,}")
     return 0
 
 
@@ -141,7 +141,7 @@ def recipes_command(arguments: argparse.Namespace) -> int:
     for name in recipe_names():
         recipe = load_recipe(name)
         print(
-            f"{name:<20}{recipe.model} ({recipe.size}) on {recipe.data}, {recipe.epochs} epochs of {recipe.batch_size}"
+            f"{name:<24}{recipe.model} ({recipe.size}) on {recipe.data}, {recipe.epochs} epochs of {recipe.batch_size}"
         )
     return 0
 
