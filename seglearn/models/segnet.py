@@ -34,15 +34,10 @@ from seglearn.models.layers import parameter_groups
 
 
 class Pooled(NamedTuple):
-    """What the decoder keeps of a pooling.
+    """What the decoder keeps of a pooling."""
 
-    Attributes:
-        indices: for each value of the pooled map, where in the larger map it came from (`row * width + column`).
-        size: height and width of the larger map. An odd side leaves no other trace: 45 and 46 both become 23.
-    """
-
-    indices: Tensor
-    size: torch.Size
+    indices: Tensor  # of each value of the pooled map: where in the larger map it was, row * width + column
+    size: torch.Size  # height and width of the larger map: of 45 and 46 both become 23, so an index is not enough
 
 
 def pool(x: Tensor) -> tuple[Tensor, Pooled]:
