@@ -44,6 +44,11 @@ def torchvision_state_dict(weights: Weights) -> dict[str, Tensor]:
         ) from error
 
 
+def imagenet_weights(model: ResNet) -> str:
+    """The name of torchvision's first ImageNet weights for a ResNet of this depth."""
+    return f"ResNet{model.depth}_Weights.IMAGENET1K_V1"
+
+
 def load_torchvision(model: VGG | ResNet, weights: Weights) -> None:
     """Load torchvision's weights for a net of the same structure, in place.
 
@@ -71,4 +76,4 @@ def _first(error: Exception) -> str:
     return str(error).splitlines()[1].strip()
 
 
-__all__ = ["ResNet", "VGG", "load_torchvision", "torchvision_state_dict"]
+__all__ = ["ResNet", "VGG", "imagenet_weights", "load_torchvision", "torchvision_state_dict"]

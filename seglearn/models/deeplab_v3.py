@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seglearn.backbones import ResNet, Weights, load_torchvision, torchvision_state_dict
+from seglearn.backbones import ResNet, Weights, imagenet_weights, load_torchvision, torchvision_state_dict
 from seglearn.backbones.resnet import Bottleneck, conv1x1, conv3x3, set_rate
 from seglearn.backbones.vgg import initialise
 from seglearn.errors import InputError
@@ -245,9 +245,7 @@ class DeepLabV3(nn.Module):
         Raises:
             InputError: the weights cannot be downloaded, or are of another net.
         """
-        if weights is None:
-            weights = f"ResNet{self.backbone.depth}_Weights.IMAGENET1K_V1"
-        load_torchvision(self.backbone, weights)
+        load_torchvision(self.backbone, weights or imagenet_weights(self.backbone))
 
 
 # torchvision's names begin so, and ours so; `backbone` is the same

@@ -20,7 +20,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seglearn.backbones import ResNet, Weights, load_torchvision, torchvision_state_dict
+from seglearn.backbones import ResNet, Weights, imagenet_weights, load_torchvision, torchvision_state_dict
 from seglearn.backbones.resnet import conv3x3
 from seglearn.backbones.vgg import initialise
 from seglearn.errors import InputError
@@ -93,9 +93,7 @@ class FCNResNet(nn.Module):
         Raises:
             InputError: the weights cannot be downloaded, or are of another net.
         """
-        if weights is None:
-            weights = f"ResNet{self.backbone.depth}_Weights.IMAGENET1K_V1"
-        load_torchvision(self.backbone, weights)
+        load_torchvision(self.backbone, weights or imagenet_weights(self.backbone))
 
 
 def upsample(scores: Tensor, images: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seglearn.backbones import ResNet, Weights, load_torchvision, torchvision_state_dict
+from seglearn.backbones import ResNet, Weights, imagenet_weights, load_torchvision, torchvision_state_dict
 from seglearn.backbones.resnet import conv1x1, from_semseg
 from seglearn.backbones.vgg import initialise
 from seglearn.errors import InputError
@@ -171,9 +171,7 @@ class PSPNet(nn.Module):
         Raises:
             InputError: the weights cannot be downloaded, or are of another net.
         """
-        if weights is None:
-            weights = f"ResNet{self.backbone.depth}_Weights.IMAGENET1K_V1"
-        state_dict = torchvision_state_dict(weights)
+        state_dict = torchvision_state_dict(weights or imagenet_weights(self.backbone))
         if "conv3.weight" in state_dict:
             state_dict = from_semseg(state_dict)
         elif "conv1.weight" in state_dict:

@@ -26,7 +26,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seglearn.backbones import ResNet, Weights, load_torchvision
+from seglearn.backbones import ResNet, Weights, imagenet_weights, load_torchvision
 from seglearn.models.layers import parameter_groups, upsample
 
 
@@ -183,7 +183,7 @@ class RefineNet(nn.Module):
         Raises:
             InputError: the weights cannot be downloaded, or are those of another net.
         """
-        load_torchvision(self.backbone, weights or f"ResNet{self.backbone.depth}_Weights.IMAGENET1K_V1")
+        load_torchvision(self.backbone, weights or imagenet_weights(self.backbone))
 
 
 def paper(num_classes: int, depth: int = 101) -> RefineNet:
