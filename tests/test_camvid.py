@@ -110,6 +110,20 @@ def test_missing_picture(camvid: Path) -> None:
         CamVid("train")
 
 
+def test_a_picture_in_two_splits(camvid: Path) -> None:
+    with (camvid / "val.txt").open("a") as lines:
+        lines.write("/SegNet/CamVid/train/train_003.png /SegNet/CamVid/trainannot/train_003.png\n")
+    with pytest.raises(InputError, match="splits train and val share pictures, 1 in all, such as train_003"):
+        CamVid("train")
+
+
+def test_a_wrong_label_is_found_when_the_split_is_loaded(camvid: Path) -> None:
+    Image.fromarray(np.full((48, 64), 12, np.uint8)).save(camvid / "trainannot" / "train_007.png")
+    with pytest.raises(InputError, match=r"train_007\.png holds the labels \[12\].*3072 pixels have 12"):
+        CamVid("train")
+    assert len(CamVid("train", preflight=False)) == 12
+
+
 def test_empty_split(camvid: Path) -> None:
     (camvid / "val.txt").write_text("\n")
     with pytest.raises(InputError, match="no picture is listed for .*val"):

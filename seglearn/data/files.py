@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -152,17 +152,6 @@ def check_disjoint(splits: Mapping[str, Sequence[str]]) -> None:
         seen |= dict.fromkeys(names, split)
 
 
-def list_pairs(images: Path, masks: Path, names: Iterable[str]) -> list[tuple[Path, Path]]:
-    """Pair every picture with the mask of the same name.
-
-    Raises:
-        InputError: no name at all, or a picture or mask that is not there.
-    """
-    pairs = [(images / name, masks / name) for name in names]
-    check_pairs(pairs, str(images))
-    return pairs
-
-
 def read_image(path: str | Path) -> Tensor:
     """Decode a picture of any mode into RGB: uint8 [3, H, W].
 
@@ -273,17 +262,6 @@ def count_labels(label: Tensor) -> Tensor:
     return label.flatten().bincount(minlength=256)
 
 
-def read_pair(image_path: Path, mask_path: Path, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Read a picture (uint8 [3, H, W]) and its mask (uint8 [H, W]).
-
-    Raises:
-        InputError: as `read_image` and `read_mask`, or when the two differ in size.
-    """
-    image, label = read_image(image_path), read_mask(mask_path, num_classes, ignore_index)
-    check_sizes(image_path, image, label)
-    return image, label
-
-
 def check_sizes(path: Path, image: Tensor, label: Tensor) -> None:
     """See that a picture [3, H, W] and its label map [H, W] have one size.
 
@@ -311,3 +289,9 @@ def decode(path: str | Path) -> Image.Image:
             f"picture {path} cannot be decoded ({error}): replace it, it is damaged or no picture."
         ) from error
     return picture
+
+
+def brief(error: Exception) -> str:
+    """What went wrong, without the layers of connection pools that an HTTP library wraps around it."""
+    reason = getattr(error.args[0], "reason", error) if error.args else error
+    return (str(reason).split("): ", 1)[-1].splitlines() or [type(error).__name__])[0][:200]

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from torchvision.datasets import OxfordIIITPet
 
-from seglearn.data.camvid import brief
-from seglearn.data.files import FileDataset, data_root, first_with
+from seglearn.data.files import FileDataset, brief, data_root, first_with
 from seglearn.errors import InputError
 
 SPLITS = {"train": 3312, "val": 368, "test": 3669}

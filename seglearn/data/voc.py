@@ -19,8 +19,7 @@ from torch import Tensor
 from torchvision.datasets import SBDataset
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
-from seglearn.data.camvid import brief
-from seglearn.data.files import Colour, FileDataset, check_disjoint, data_root, first_with
+from seglearn.data.files import Colour, FileDataset, brief, check_disjoint, data_root, first_with
 from seglearn.errors import InputError
 
 CLASSES = (
