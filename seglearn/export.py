@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from seglearn.errors import InputError
+from seglearn.inference import evaluation_mode
 from seglearn.training.checkpoint import write_atomically
 
 
@@ -28,19 +29,17 @@ def export_onnx(model: nn.Module, path: str | os.PathLike[str], size: tuple[int,
     """
     if not all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript")):
         raise InputError("Exporting needs onnx and onnxscript: pip install onnx onnxscript.")
-    modes = {module: module.training for module in model.modules()}
     images = torch.zeros(1, 3, *size, device=next(model.parameters()).device)
     sides = {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
-    program = torch.onnx.export(
-        model.eval(),
-        (images,),
-        input_names=["images"],
-        output_names=["logits"],
-        dynamic_shapes={"images": sides},
-        dynamo=True,
-        verbose=False,
-    )
-    for module, training in modes.items():
-        module.training = training
+    with evaluation_mode(model):
+        program = torch.onnx.export(
+            model,
+            (images,),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes={"images": sides},
+            dynamo=True,
+            verbose=False,
+        )
     assert program is not None
     write_atomically(Path(path), lambda file: program.save(str(file)))

@@ -380,6 +380,8 @@ def effective_receptive_field(
     Raises:
         InputError: no such layer, or a gradient of zero, as from score layers that start at zero.
     """
+    from seglearn.inference import evaluation_mode
+
     generator = torch.Generator().manual_seed(seed)
     parameter = next(model.parameters(), torch.empty(0))
     if not isinstance(images, Tensor):
@@ -392,24 +394,21 @@ def effective_receptive_field(
         except AttributeError as error:
             raise InputError(f"{layer!r} is no layer of {type(model).__name__}: see its named_modules().") from error
         handle = module.register_forward_hook(lambda module, arguments, output: captured.append(output))
-    modes = {module: module.training for module in model.modules()}
     total = torch.zeros(images.shape[-2:])
     try:
-        model.eval()
-        for image in images:
-            image = image[None].to(parameter.device).requires_grad_()
-            output = model(image)
-            output = captured.pop() if layer is not None else output
-            captured.clear()
-            cell = output[0, :, output.shape[2] // 2, output.shape[3] // 2]
-            signs = torch.randint(0, 2, cell.shape, generator=generator).to(cell) * 2 - 1
-            (gradient,) = torch.autograd.grad((cell * signs).sum(), image)
-            total += gradient[0].abs().sum(0).float().cpu()
+        with evaluation_mode(model):
+            for image in images:
+                image = image[None].to(parameter.device).requires_grad_()
+                output = model(image)
+                output = captured.pop() if layer is not None else output
+                captured.clear()
+                cell = output[0, :, output.shape[2] // 2, output.shape[3] // 2]
+                signs = torch.randint(0, 2, cell.shape, generator=generator).to(cell) * 2 - 1
+                (gradient,) = torch.autograd.grad((cell * signs).sum(), image)
+                total += gradient[0].abs().sum(0).float().cpu()
     finally:
         if handle is not None:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
     if not total.any():
         raise InputError(
             "The cell depends on no pixel: score layers of a fresh model may start at zero. Train it, or name a layer."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -86,10 +87,22 @@ def predictions(
     """Logits [C, H, W] and label [H, W] of every `processes`-th image; the model is in eval mode meanwhile."""
     from tqdm.auto import tqdm
 
-    modes = {module: module.training for module in model.modules()}  # a frozen part is in eval mode already
+    with evaluation_mode(model):
+        for index in tqdm(range(rank, len(dataset), processes), "evaluating", disable=not progress, leave=False):
+            image, label = dataset[index]
+            yield predict_logits(model, image), label
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Within it all of the model is in evaluation mode; behind it each module has its own mode again.
+
+    `model.train()` would wake the frozen parts of a model, too.
+    """
+    modes = {module: module.training for module in model.modules()}
     model.eval()
-    for index in tqdm(range(rank, len(dataset), processes), "evaluating", disable=not progress, leave=False):
-        image, label = dataset[index]
-        yield predict_logits(model, image), label
-    for module, training in modes.items():
-        module.training = training
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -11,6 +11,7 @@ from torch import nn
 
 from seglearn.data.transforms import normalize
 from seglearn.errors import InputError
+from seglearn.inference import evaluation_mode
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
@@ -57,7 +58,6 @@ def recompute_batch_norm(net: nn.Module, dataset: Any, batch_size: int) -> None:
     Args:
         dataset: of images of one size; batches of `batch_size` are taken in order, an incomplete last one is left out.
     """
-    modes = {module: module.training for module in net.modules()}
     device = next(net.parameters()).device
 
     def batches() -> Any:
@@ -65,6 +65,5 @@ def recompute_batch_norm(net: nn.Module, dataset: Any, batch_size: int) -> None:
             images = torch.stack([dataset[index][0] for index in range(first, first + batch_size)])
             yield normalize(images.to(device)).contiguous(memory_format=torch.channels_last)
 
-    torch.optim.swa_utils.update_bn(batches(), net)
-    for module, training in modes.items():
-        module.training = training
+    with evaluation_mode(net):  # update_bn trains what it has to, and would leave all of the net in one mode
+        torch.optim.swa_utils.update_bn(batches(), net)
