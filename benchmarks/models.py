@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from seglearn import models
 from seglearn.models.deeplab_v3 import DeepLabV3
 
-CLASSES, SIZE, BATCH, ROUNDS, LIMIT = 21, (192, 256), 2, 5, 1.05
+CLASSES, SIZE, BATCH, ROUNDS, LIMIT = 21, (192, 256), 2, 10, 1.05
 
 
 def criterion(logits: Tensor, labels: Tensor) -> Tensor:
