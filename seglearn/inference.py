@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from seglearn.data import SegmentationDataset
-from seglearn.data.transforms import normalize
 from seglearn.metrics import confusion_matrix
+from seglearn.views import PLAIN, View, labels_of, logits_of
 
 # A function of logits [C, H, W], prediction [H, W] and label [H, W] (both uint8), such as the confusion matrix of the
 # last two.
@@ -18,23 +18,21 @@ Measure = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @torch.inference_mode()
-def predict_logits(model: nn.Module, image: Tensor) -> Tensor:
-    """Logits [C, H, W] of one picture uint8 [3, H, W], on the model's device.
+def predict_logits(model: nn.Module, image: Tensor, view: View = PLAIN) -> Tensor:
+    """Logits [C, H, W] of one picture uint8 [3, H, W], on the model's device; see `View` for averages.
 
     The model keeps the mode (train or eval) it is in: call `model.eval()` first.
     """
-    device = next(model.parameters()).device
-    batch = normalize(image.to(device))[None].contiguous(memory_format=torch.channels_last)
-    logits: Tensor = model(batch)[0]
-    return logits
+    return logits_of(model, image, view)
 
 
-def predict(model: nn.Module, image: Tensor) -> Tensor:
+@torch.inference_mode()
+def predict(model: nn.Module, image: Tensor, view: View = PLAIN) -> Tensor:
     """Label one picture uint8 [3, H, W] with the class of the highest logit: uint8 [H, W], on the CPU.
 
     The model keeps the mode (train or eval) it is in: call `model.eval()` first.
     """
-    return decide(predict_logits(model, image))
+    return labels_of(model, image, view)
 
 
 def decide(logits: Tensor) -> Tensor:
@@ -44,7 +42,12 @@ def decide(logits: Tensor) -> Tensor:
 
 
 def evaluate(
-    model: nn.Module, dataset: SegmentationDataset, rank: int = 0, processes: int = 1, progress: bool = False
+    model: nn.Module,
+    dataset: SegmentationDataset,
+    rank: int = 0,
+    processes: int = 1,
+    progress: bool = False,
+    view: View = PLAIN,
 ) -> Tensor:
     """Confusion matrix int64 [C, C] of a model in eval mode over a dataset, or over one process's share of it.
 
@@ -52,7 +55,7 @@ def evaluate(
     matrices of all processes is exactly the matrix of one.
     """
     matrix = torch.zeros(dataset.num_classes, dataset.num_classes, dtype=torch.int64)
-    for logits, label in predictions(model, dataset, rank, processes, progress):
+    for logits, label in predictions(model, dataset, rank, processes, progress, view):
         matrix += confusion_matrix(decide(logits), label, dataset.num_classes, dataset.ignore_index)
     return matrix
 
@@ -64,6 +67,7 @@ def measure(
     rank: int = 0,
     processes: int = 1,
     progress: bool = False,
+    view: View = PLAIN,
 ) -> dict[str, Tensor]:
     """What `evaluate` does, for any measures, and each image by itself.
 
@@ -74,7 +78,7 @@ def measure(
     there is no such image.
     """
     counts: dict[str, list[Tensor]] = {}
-    for logits, label in predictions(model, dataset, rank, processes, progress):
+    for logits, label in predictions(model, dataset, rank, processes, progress, view):
         prediction = decide(logits)
         for name, count in measures.items():
             counts.setdefault(name, []).append(count(logits, prediction, label).cpu())
@@ -82,7 +86,7 @@ def measure(
 
 
 def predictions(
-    model: nn.Module, dataset: SegmentationDataset, rank: int, processes: int, progress: bool
+    model: nn.Module, dataset: SegmentationDataset, rank: int, processes: int, progress: bool, view: View
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits [C, H, W] and label [H, W] of every `processes`-th image; the model is in eval mode meanwhile."""
     from tqdm.auto import tqdm
@@ -90,7 +94,7 @@ def predictions(
     with evaluation_mode(model):
         for index in tqdm(range(rank, len(dataset), processes), "evaluating", disable=not progress, leave=False):
             image, label = dataset[index]
-            yield predict_logits(model, image), label
+            yield predict_logits(model, image, view), label
 
 
 @contextmanager

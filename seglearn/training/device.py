@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from seglearn.data import SegmentationDataset
 from seglearn.inference import Measure, evaluate, measure
+from seglearn.views import PLAIN, View
 
 
 def start_fabric(precision: str = "auto") -> Fabric:
@@ -57,10 +58,13 @@ def choose_memory_format() -> torch.memory_format:
     return torch.channels_last if fast else torch.contiguous_format
 
 
-def evaluate_together(fabric: Fabric, net: nn.Module, dataset: SegmentationDataset, progress: bool = False) -> Tensor:
+def evaluate_together(
+    fabric: Fabric, net: nn.Module, dataset: SegmentationDataset, progress: bool = False, view: View = PLAIN
+) -> Tensor:
     """Confusion matrix int64 [C, C] of a whole split on the CPU, the images shared among all processes."""
     with fabric.autocast():
-        matrix = evaluate(net, dataset, fabric.global_rank, fabric.world_size, progress and fabric.is_global_zero)
+        progress = progress and fabric.is_global_zero
+        matrix = evaluate(net, dataset, fabric.global_rank, fabric.world_size, progress, view)
     total = fabric.all_reduce(matrix.to(fabric.device), reduce_op="sum")
     assert isinstance(total, Tensor)
     return total.cpu()
@@ -72,6 +76,7 @@ def measure_together(
     dataset: SegmentationDataset,
     measures: Mapping[str, Measure],
     progress: bool = False,
+    view: View = PLAIN,
 ) -> dict[str, Tensor]:
     """`seglearn.inference.measure` of a whole split, the images shared among all processes.
 
@@ -80,7 +85,7 @@ def measure_together(
     """
     rank, processes = fabric.global_rank, fabric.world_size
     with fabric.autocast():
-        own = measure(net, dataset, measures, rank, processes, progress and fabric.is_global_zero)
+        own = measure(net, dataset, measures, rank, processes, progress and fabric.is_global_zero, view)
     if processes == 1:
         return own
     shares: list[dict[str, Tensor]] = [{}] * processes
