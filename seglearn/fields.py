@@ -351,8 +351,8 @@ class EffectiveField:
 
     Attributes:
         weight: mean absolute gradient, the largest 1: float `[H, W]`.
-        diameter: side of a square of as many pixels as weigh at least 4.55 % of the largest: what lies within two
-            standard deviations, if the weights are Gaussian (Luo et al. 2016, section 3; they refer to the centre's).
+        diameter: side of a square of as many pixels as weigh at least 4.55 % of the largest (Luo et al. 2016, section
+            3; they refer to the centre's). If the weights are Gaussian, these lie within 2.5 standard deviations.
     """
 
     weight: np.ndarray
