@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from seglearn.crf.rnn import CRFRNN
 from seglearn.errors import InputError
 from seglearn.inference import evaluation_mode
 from seglearn.training.checkpoint import write_atomically
@@ -25,8 +26,13 @@ def export_onnx(model: nn.Module, path: str | os.PathLike[str], size: tuple[int,
         size: height and width of the image that the exporter traces.
 
     Raises:
-        InputError: onnx and onnxscript are not installed.
+        InputError: onnx and onnxscript are not installed; or the model ends in a CRF.
     """
+    if any(isinstance(module, CRFRNN) for module in model.modules()):
+        raise InputError(
+            "This model ends in a CRF, whose lattice is built anew from every image: ONNX has no operations for that. "
+            "Export a model without one, such as fcn8s, and run seglearn.dense_crf on its probabilities."
+        )
     if not all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript")):
         raise InputError("Exporting needs onnx and onnxscript: pip install onnx onnxscript.")
     images = torch.zeros(1, 3, *size, device=next(model.parameters()).device)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from seglearn.crf import DenseCRF, dense_crf, exact_crf
+from seglearn.crf import DenseCRF, Lattice, dense, dense_crf, exact_crf
 from seglearn.data import StreetScenes
 from seglearn.errors import InputError
 
@@ -170,6 +170,27 @@ def test_history_batches_and_reuse() -> None:
     assert torch.equal(crf(batch[0], 4), expected[0]) and torch.equal(crf(batch[1], 4), shared[1])
     crf.costs = [1.0, 2.0]
     assert torch.equal(crf(batch[0], 4), dense_crf(batch[0], pictures[0], 4, {"compat": 1.0}, {"compat": 2.0}))
+
+
+def test_lattices_are_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One over positions for all images of a size, one over colours an image, however many maps it serves."""
+    dimensions = []
+
+    def counted(features: Tensor, *arguments: object) -> Lattice:
+        dimensions.append(features.shape[1])
+        return Lattice(features, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(dense, "Lattice", counted)
+    dense.position_lattice.cache_clear()
+    batch = torch.stack([network_like(3, seed=seed) for seed in range(3)])
+    dense_crf(batch, image("scene"), 1)
+    assert dimensions == [2, 5]
+    dense_crf(batch, torch.stack([image("scene")] * 3), 1)
+    assert dimensions == [2, 5, 5, 5, 5]
+    crf = DenseCRF(image("coffee"))
+    for probabilities in batch:
+        crf(probabilities, 1)
+    assert dimensions == [2, 5, 5, 5, 5, 5]
 
 
 @pytest.mark.parametrize("only", ["smoothness", "appearance"])

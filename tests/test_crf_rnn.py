@@ -1,15 +1,20 @@
 """CRF-RNN: mean field where nothing is learned yet, gradients, what it costs, and that it learns."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 from torch.func import functional_call
+from torch.profiler import profile
 
+from seglearn import models
 from seglearn.crf import CRFRNN, dense_crf
 from seglearn.data import StreetScenes
 from seglearn.data.transforms import normalize
 from seglearn.errors import InputError
 from seglearn.models import crfrnn
+from seglearn.training.checkpoint import init_weights, save_weights
 
 
 def scene(size: tuple[int, int] = (48, 64)) -> tuple[Tensor, Tensor]:
@@ -60,6 +65,20 @@ def test_type_of_the_scores_and_bfloat16() -> None:
     torch.testing.assert_close(found, layer(scores.float(), image).bfloat16())
 
 
+def test_no_host_round_trip_inside_the_rounds() -> None:
+    """What reads a value back would make a GPU wait: as often for ten rounds as for one, forward and backward."""
+    image, scores = scene()[0][None], torch.randn(1, 4, 48, 64, requires_grad=True)
+    CRFRNN(4)(scores, image)  # the lattice over positions is kept from here on
+    counts = []
+    for rounds in (1, 10):
+        with profile() as profiler:
+            CRFRNN(4, rounds=(rounds, rounds))(scores, image).sum().backward()
+        called = {event.key: event.count for event in profiler.key_averages()}
+        counts.append([called.get(f"aten::{name}", 0) for name in ("item", "_unique2", "nonzero")])
+        assert called["aten::_softmax"] == rounds
+    assert counts[0] == counts[1] and counts[0][1] > 0
+
+
 def test_sizes_that_do_not_fit() -> None:
     with pytest.raises(InputError, match=r"\[1, 4, 8, 9\] and images \[1, 3, 9, 8\]"):
         CRFRNN(4)(torch.zeros(1, 4, 8, 9), torch.zeros(1, 3, 9, 8))
@@ -72,12 +91,40 @@ def test_parameters_and_rates_of_the_release() -> None:
         assert model(torch.empty(1, 3, 500, 375)).shape == (1, 21, 500, 375)
     factors = {id(p): group["lr_factor"] for group in model.parameter_groups() for p in group["params"]}
     assert [factors[id(p)] for p in (model.crf.spatial, model.crf.bilateral)] == [10_000, 10_000]
-    assert factors[id(model.crf.compatibility)] == 1_000 and factors[id(model.fcn.fc6[0].weight)] == 1
+    assert factors[id(model.crf.compatibility)] == 1_000 and factors[id(model.fc6[0].weight)] == 1
 
 
 def test_colours_are_what_was_normalised() -> None:
     image, _ = scene()
-    torch.testing.assert_close(crfrnn.colours(normalize(image)[None])[0], image.float(), atol=1e-4, rtol=0)
+    assert torch.equal(crfrnn.colours(normalize(image)[None])[0], image.float())
+    every = torch.arange(256, dtype=torch.uint8).expand(3, 1, 256)
+    assert torch.equal(crfrnn.colours(normalize(every)), every.float())
+
+
+def test_it_starts_from_a_trained_fcn8s(tmp_path: Path) -> None:
+    """Through `start_from`, and through the checkpoint that a recipe's `init_from` names."""
+    torch.manual_seed(0)
+    net = models.create("fcn8s", 5, "laptop").eval()
+    torch.nn.init.normal_(net.score_fr.weight)  # type: ignore[union-attr, arg-type]
+    save_weights(tmp_path / "fcn8s.safetensors", net, {})
+    image, _ = scene()
+    images = normalize(image)[None]
+    with torch.no_grad():
+        scores = net(images)
+        expected = CRFRNN(5).eval()(scores, image[None])
+        assert (expected - scores).abs().max() > 0.1
+        for ways in ("start_from", "init_from"):
+            model = crfrnn.laptop(5).eval()
+            if ways == "start_from":
+                model.start_from(net.state_dict())
+            else:
+                left = init_weights(model, tmp_path / "fcn8s.safetensors")
+                assert left == ["crf.spatial", "crf.bilateral", "crf.compatibility"]
+            torch.testing.assert_close(model(images), expected, atol=1e-3, rtol=1e-4)
+    with pytest.raises(InputError, match="not of this FCN"):
+        crfrnn.laptop(6).start_from(net.state_dict())
+    with pytest.raises(InputError, match="not of this FCN"):
+        crfrnn.laptop(5).start_from(models.create("segnet_basic", 5, "laptop").state_dict())
 
 
 def test_the_layer_learns_what_its_labels_want() -> None:

@@ -75,19 +75,18 @@ class CRFRNN(nn.Module):
         with torch.autocast(scores.device.type, enabled=False):
             for unary, image in zip(scores.to(dtype), images.detach(), strict=True):
                 features = pixel_features(image, (self.theta_alpha,) * 2, (self.theta_beta,) * 3, dtype)
-                rows = unary.flatten(1).t().contiguous()  # [H W, C]
-                rows = self._mean_field(rows, spatial, Lattice(features, "after"))
-                refined.append(rows.t().unflatten(1, (height, width)))
+                energy = self._mean_field(unary.flatten(1), spatial, Lattice(features, "after"))
+                refined.append(energy.unflatten(1, (height, width)))
             return torch.stack(refined).to(scores.dtype)  # [N, C, H, W]
 
     def _mean_field(self, unary: Tensor, spatial: Lattice, bilateral: Lattice) -> Tensor:
-        """Figure 1 of the paper, unrolled: `[H W, C] -> [H W, C]`."""
-        weights = [weight.to(unary.dtype).t() for weight in (self.spatial, self.bilateral, self.compatibility)]
+        """Figure 1 of the paper, unrolled: `[C, H W] -> [C, H W]`."""
+        weights = [weight.to(unary.dtype) for weight in (self.spatial, self.bilateral, self.compatibility)]
         energy = unary
         for _ in range(self.rounds[0] if self.training else self.rounds[1]):
-            q = energy.softmax(1)
-            message = spatial.filter(q) @ weights[0] + bilateral.filter(q) @ weights[1]  # filter, then weigh
-            energy = unary - message @ weights[2]  # compatibility transform, then the unaries; softmax is next
+            q = energy.softmax(0).t().contiguous()  # [H W, C]: filters want a pixel's classes together in memory
+            message = weights[0] @ spatial.filter(q).t() + weights[1] @ bilateral.filter(q).t()  # filter, then weigh
+            energy = unary - weights[2] @ message  # compatibility transform, then the unaries; softmax is next
         return energy
 
     def parameter_groups(self, factors: tuple[float, float] = (1e4, 1e3)) -> list[dict[str, object]]:
