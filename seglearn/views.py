@@ -6,8 +6,9 @@ probabilities over six sizes and their mirror images, PSPNet slides a window of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +63,12 @@ class View:
 
 
 PLAIN = View()
+
+
+def view_of(recipe: Mapping[str, Any]) -> View:
+    """The view that a checkpoint's recipe was scored with; a recipe older than these fields has the plain one."""
+    scales, window = recipe.get("test_scales", (1.0,)), recipe.get("test_window")
+    return View(tuple(scales), recipe.get("test_flip", False), tuple(window) if window else None)
 
 
 def logits_of(model: nn.Module, image: Tensor, view: View = PLAIN) -> Tensor:

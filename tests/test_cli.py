@@ -46,7 +46,9 @@ def checkpoint(tmp_path: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("command", ["models", "recipes", "data", "train", "evaluate", "predict", "export"])
+@pytest.mark.parametrize(
+    "command", ["models", "recipes", "data", "train", "evaluate", "crf-search", "predict", "export"]
+)
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(command, "--help") == 0
     text = capsys.readouterr().out
@@ -143,6 +145,39 @@ def test_evaluate_reports_what_is_asked_for(camvid: Path, checkpoint: Path, caps
     text = capsys.readouterr().out
     for words in ("95 % interval", "boundary F1", "mean of 5 images", "near borders", "calibration error"):
         assert words in text
+
+
+def test_crf_is_searched_and_shown_beside_the_network(
+    camvid: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("crf-search", str(checkpoint), "--every", "2") == 0
+    file = checkpoint.parent / "crf.json"
+    assert str(file) in capsys.readouterr().out
+    found = json.loads(file.read_text())
+    assert found["search"]["images"] == 3 and found["rest"]["images"] == 2
+    assert found["checkpoint"]["model"] == "fcn8s" and found["data"]["images"] == 5 and found["seconds"] > 0
+
+    asked = [
+        "evaluate",
+        str(checkpoint),
+        "--boundary",
+        "--precision",
+        "32-true",
+        "--out",
+        str(file.with_name("out.json")),
+    ]
+    assert run(*asked, "--crf", str(file)) == 0
+    text = capsys.readouterr().out
+    for words in ("IoU with CRF", "F1 with CRF", "The CRF ", "with CRF: boundary F1", "with CRF: mIoU near borders"):
+        assert words in text
+    one = json.loads(file.with_name("out.json").read_text())
+    assert one["crf"]["settings"] == found["crf"] and np.sum(one["crf"]["matrix"]) == np.sum(one["matrix"])
+    assert run(*asked, "--crf") == 0  # as in pydensecrf's example
+    two = json.loads(file.with_name("out.json").read_text())
+    assert two["crf"]["settings"]["appearance"] == {"sxy": 80, "srgb": 13, "compat": 10}
+    assert one["matrix"] == two["matrix"] != two["crf"]["matrix"] != one["crf"]["matrix"]
+    assert run("evaluate", str(checkpoint), "--crf", str(file.with_name("out.json"))) == 2
+    assert "holds no settings" in capsys.readouterr().err
 
 
 def test_two_processes_train_and_write_one_run(tmp_path: Path) -> None:

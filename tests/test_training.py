@@ -21,9 +21,10 @@ from seglearn.data.transforms import normalize
 from seglearn.errors import InputError
 from seglearn.training import Recipe, load_model, load_recipe, recipe_names, train
 from seglearn.training import loop as module
-from seglearn.training.checkpoint import load_state, save_weights, write_atomically
+from seglearn.training.checkpoint import load_state, read_weights, save_weights, write_atomically
 from seglearn.training.modes import freeze, recompute_batch_norm
 from seglearn.training.samples import Augmented, Batches
+from seglearn.views import View
 
 SMALL = Recipe(epochs=3, batch_size=4, crop=(32, 48), scale=(0.7, 1.5), evaluate_every=2, save_every=2, lr=0.02)
 
@@ -124,7 +125,7 @@ def test_every_recipe_of_the_package_runs(name: str, camvid: Path, tmp_path: Pat
         net = models.create(recipe.model, 11, recipe.size, **recipe.options)
         freeze(net, recipe.freeze)
     if recipe.size == "laptop":
-        short = replace(recipe, epochs=1, batch_size=4, crop=(48, 64), init_from=None)
+        short = replace(recipe, data="camvid", epochs=1, batch_size=4, crop=(48, 64), init_from=None)
         result = train(short, tmp_path / "run")
         assert result is not None and 0 <= result["miou"] <= 1
         model, _ = load_model(tmp_path / "run")
@@ -150,7 +151,7 @@ def test_frozen_modules_stand_still(camvid: Path, tmp_path: Path) -> None:
 
 def test_a_frozen_net_trains_on_single_images(camvid: Path, tmp_path: Path) -> None:
     recipe = replace(SMALL, batch_size=1, epochs=1)
-    with pytest.raises(InputError, match="batch_size is 1 image"):
+    with pytest.raises(InputError, match="1 image is computed at a time"):
         train(recipe, tmp_path / "refused")
     assert train(replace(recipe, freeze=("backbone", "fc6", "fc7")), tmp_path / "run") is not None
 
@@ -185,7 +186,7 @@ def test_options_reach_the_model_and_its_checkpoint(camvid: Path, tmp_path: Path
 
 
 def test_killed_and_resumed_equals_undisturbed(camvid: Path, tmp_path: Path) -> None:
-    recipe = replace(SMALL, epochs=12, evaluate_every=4)
+    recipe = replace(SMALL, epochs=12, evaluate_every=4, ema=0.9, accumulate=2, test_scales=(0.5, 1.0), test_flip=True)
     plain = start(tmp_path / "plain", recipe=recipe)
     assert plain.wait(120) == 0, plain.communicate()[0]
 
@@ -203,6 +204,90 @@ def test_killed_and_resumed_equals_undisturbed(camvid: Path, tmp_path: Path) -> 
     assert one["miou"] == two["miou"]
     strip = [[{k: v for k, v in row.items() if k != "seconds"} for row in r["curve"]] for r in (one, two)]
     assert strip[0] == strip[1]
+
+
+class NormFree(nn.Module):
+    """A net whose images do not see each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 11, 1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.layers(images)
+        return logits
+
+    def loss(self, images: torch.Tensor, labels: torch.Tensor, criterion: Any) -> torch.Tensor:
+        loss: torch.Tensor = criterion(self(images), labels)
+        return loss
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [{"params": list(self.parameters()), "lr_factor": 1.0, "weight_decay_factor": 1.0}]
+
+
+@pytest.fixture
+def norm_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "create", lambda *_, **__: NormFree())
+
+
+def test_parts_of_a_batch_make_the_same_update_as_the_whole(norm_free: None, camvid: Path, tmp_path: Path) -> None:
+    """Crops reach beyond the pictures, so that parts differ in how many pixels are labelled."""
+    recipe = replace(SMALL, scale=(0.3, 1.0), class_weights="enet", precision="32-true", lr=0.1)
+    for accumulate in (1, 2, 4):
+        assert train(replace(recipe, accumulate=accumulate), tmp_path / str(accumulate)) is not None
+    whole = weights_of(tmp_path / "1")
+    for accumulate in ("2", "4"):
+        for name, value in weights_of(tmp_path / accumulate).items():
+            torch.testing.assert_close(value, whole[name], atol=1e-6, rtol=1e-5)
+
+
+def test_a_summed_loss_needs_a_rate_as_many_times_smaller(norm_free: None, camvid: Path, tmp_path: Path) -> None:
+    recipe = replace(SMALL, epochs=1, batch_size=12, scale=(1.0, 1.0), precision="32-true", weight_decay=0.0)
+    assert train(recipe, tmp_path / "mean") is not None
+    samples = Augmented(CamVid("train"), recipe.augment(11), recipe.seed)
+    pixels = sum(int((samples[(0, index)][1] != 11).sum()) for index in range(12))
+    assert train(replace(recipe, reduction="sum", lr=recipe.lr / pixels), tmp_path / "sum") is not None
+    mean, summed = weights_of(tmp_path / "mean"), weights_of(tmp_path / "sum")
+    for name, value in summed.items():
+        torch.testing.assert_close(value, mean[name], atol=1e-6, rtol=1e-4)
+
+
+def test_the_average_of_the_weights_is_what_is_scored_and_saved(
+    norm_free: None, camvid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, torch.Tensor]] = []
+    update = module.AveragedModel.update_parameters
+
+    def note(average: Any, net: nn.Module) -> None:
+        seen.append({name: value.clone() for name, value in net.state_dict().items()})
+        update(average, net)
+
+    monkeypatch.setattr(module.AveragedModel, "update_parameters", note)
+    assert train(replace(SMALL, ema=0.75, evaluate_every=3), tmp_path / "run") is not None
+    assert len(seen) == 9
+    saved, _ = read_weights(tmp_path / "run" / "best.safetensors")
+    for name, value in saved.items():
+        expected = seen[0][name]
+        for step in seen[1:]:
+            expected = 0.75 * expected + 0.25 * step[name]
+        torch.testing.assert_close(value, expected)
+        assert not torch.equal(value, seen[-1][name])
+
+
+def test_prediction_takes_the_recipe_s_view(camvid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from seglearn import inference
+
+    views: set[View] = set()
+    logits_of = inference.logits_of
+
+    def note(model: nn.Module, image: torch.Tensor, view: View) -> torch.Tensor:
+        views.add(view)
+        return logits_of(model, image, view)
+
+    monkeypatch.setattr(inference, "logits_of", note)
+    recipe = replace(SMALL, epochs=1, test_scales=(0.5, 1.0), test_flip=True, test_window=(32, 32))
+    assert train(recipe, tmp_path / "run") is not None
+    assert views == {View((0.5, 1.0), True, (32, 32))}
 
 
 def test_interrupt_saves_and_resume_ends_the_same(
@@ -315,7 +400,12 @@ def test_loss_and_class_weights_are_the_recipes(camvid: Path, tmp_path: Path, mo
     [
         ({"model": "fcn8"}, "model 'fcn8' is unknown: did you mean 'fcn8s'"),
         ({"data": "camvit"}, "dataset 'camvit' is unknown: did you mean 'camvid'"),
-        ({"batch_size": 1}, "batch_size is 1 image a process, but this model has batch normalisation"),
+        ({"batch_size": 1}, "1 image is computed at a time, but this model has batch normalisation"),
+        ({"accumulate": 4}, "1 image is computed at a time, but this model has batch normalisation"),
+        ({"accumulate": 3}, "batch_size is 4, 4 for each process, which cannot be computed in 3 equal parts"),
+        ({"accumulate": 0}, "accumulate is 0: it must be at least 1"),
+        ({"ema": 1.0}, "ema is 1.0: it must be at least 0"),
+        ({"test_scales": ()}, "scales is .*: give at least one factor"),
         ({"batch_size": 13}, "batch_size is 13 but the training split has 12 images"),
         ({"epochs": 0}, "epochs is 0: it must be at least 1"),
         ({"scale": (2.0, 1.0)}, "scale is"),
@@ -406,6 +496,24 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="disk full"):
         write_atomically(path, fail)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16-mixed", torch.bfloat16), ("32-true", torch.float32)])
+def test_training_computes_in_the_recipe_s_precision(
+    precision: str, dtype: torch.dtype, camvid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[torch.dtype] = set()
+
+    class Watched(NormFree):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            logits = super().forward(images)
+            if self.training:
+                seen.add(logits.dtype)
+            return logits
+
+    monkeypatch.setattr(models, "create", lambda *_, **__: Watched())
+    assert train(replace(SMALL, epochs=1, precision=precision), tmp_path / "run") is not None  # type: ignore[arg-type]
+    assert seen == {dtype}
 
 
 def test_precision_follows_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,18 @@ def create(name: str, ignore_index: int, weight: Tensor | None = None) -> Callab
     return criterion
 
 
+def total_weight(label: Tensor, ignore_index: int, weight: Tensor | None = None) -> Tensor:
+    """What a mean over pixels divides by: the labelled pixels of `label` [N, H, W], or the sum of their class weights.
+
+    Means over parts of a batch, each times its share of this, add up to the mean over the whole.
+    """
+    label = label.long()
+    labelled = label != ignore_index
+    if weight is None:
+        return labelled.sum().to(torch.float32)
+    return weight.float()[label[labelled]].sum()
+
+
 def check(name: str, weighted: bool) -> None:
     """Refuse what `create` cannot build."""
     known = [*OVER_PIXELS, *OVER_CLASSES]
@@ -83,4 +95,5 @@ __all__ = [
     "lovasz_softmax",
     "median_frequency_weights",
     "ohem",
+    "total_weight",
 ]

@@ -22,7 +22,8 @@ from typing import Any
 import torch
 import yaml
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
@@ -72,6 +73,7 @@ def train(recipe: Recipe, folder: str | os.PathLike[str], resume: bool = False) 
     steps_per_epoch = len(train_set) // recipe.batch_size
     steps = recipe.epochs * steps_per_epoch
     check_batch(recipe, len(train_set), fabric.world_size)
+    view = recipe.view()
 
     torch.manual_seed(recipe.seed)
     memory_format = choose_memory_format()
@@ -81,20 +83,25 @@ def train(recipe: Recipe, folder: str | os.PathLike[str], resume: bool = False) 
         fabric.print(f"started from {recipe.init_from}; kept their own start: {', '.join(skipped) or 'none'}")
     freeze(net, recipe.freeze)
     start_training(net)
-    check_normalisation(net, recipe.batch_size // fabric.world_size)
+    check_normalisation(net, recipe.batch_size // fabric.world_size // recipe.accumulate)
     net = net.to(memory_format=memory_format)
     model, optimizer = fabric.setup(net, make_optimizer(net, recipe))
     model.mark_forward_method("loss")
+    average = moving_average(net, recipe.ema) if recipe.ema else None
+    scored = average.module if average else net  # the weights that are scored and saved
     weight = None
     if recipe.class_weights != "none":
         weight = losses.class_weights(train_set, recipe.class_weights).to(fabric.device)
     criterion = losses.create(recipe.loss, train_set.ignore_index, weight)
 
-    state: dict[str, Any] = {"step": 0, "best": -1.0, "loss": 0.0, "seconds": 0.0, "waited": 0.0, "log": []}
+    state: dict[str, Any] = {"step": 0, "best": -1.0, "loss": 0.0, "log": []}
+    state |= {"seconds": 0.0, "waited": 0.0, "evaluated": 0.0, "peak_memory": 0.0}
     if resume:
-        state = load_state(folder / "last.pt")
+        state |= load_state(folder / "last.pt")
         net.load_state_dict(state.pop("model"))
         optimizer.load_state_dict(state.pop("optimizer"))
+        if average:
+            average.load_state_dict(state.pop("average"))
 
     samples = DataLoader(
         Augmented(train_set, recipe.augment(train_set.ignore_index), recipe.seed),
@@ -113,8 +120,12 @@ def train(recipe: Recipe, folder: str | os.PathLike[str], resume: bool = False) 
 
     def save() -> None:
         state["seconds"] = time.monotonic() - started
+        state["peak_memory"] = max(state["peak_memory"], peak_memory(fabric))
         if fabric.is_global_zero:
-            save_state(folder / "last.pt", {**state, "model": net.state_dict(), "optimizer": optimizer.state_dict()})
+            learnt = {"model": net.state_dict(), "optimizer": optimizer.state_dict()}
+            if average:
+                learnt["average"] = average.state_dict()
+            save_state(folder / "last.pt", state | learnt)
 
     bar = tqdm(total=steps, initial=state["step"], desc=recipe.model, unit="step", disable=not fabric.is_global_zero)
     with interruptible() as interrupted:
@@ -126,13 +137,21 @@ def train(recipe: Recipe, folder: str | os.PathLike[str], resume: bool = False) 
             # Dropout's random numbers belong to the step, so that a resumed run draws the same ones.
             torch.manual_seed(generator(recipe.seed, step, fabric.global_rank).initial_seed())
             images = normalize(images).contiguous(memory_format=memory_format)  # [N, 3, h, w]
-            loss = model.loss(images, labels, criterion)
-            fabric.backward(loss)
+            parts = list(zip(images.chunk(recipe.accumulate), labels.chunk(recipe.accumulate), strict=True))
+            factors = loss_factors(fabric, recipe, [part for _, part in parts], train_set.ignore_index, weight)
+            value = 0.0
+            for index, ((image, label), factor) in enumerate(zip(parts, factors, strict=True), 1):
+                with fabric.no_backward_sync(model, enabled=index < len(parts)):
+                    with fabric.autocast():  # of a marked method Fabric sees to it only where it wraps the model
+                        loss = factor * model.loss(image, label, criterion)
+                    fabric.backward(loss)
+                value += loss.item()
             optimizer.step()
             optimizer.zero_grad()
+            if average:
+                average.update_parameters(net)
             state["step"] = step = step + 1
 
-            value = loss.item()
             if not abs(value) < float("inf"):
                 raise InputError(f"the loss is {value} at step {step}: lower lr (now {recipe.lr}) or raise warmup.")
             state["loss"] += value
@@ -147,14 +166,16 @@ def train(recipe: Recipe, folder: str | os.PathLike[str], resume: bool = False) 
                 row = {"epoch": epoch, "step": step, "loss": state["loss"] / steps_per_epoch, "lr": rate}
                 state["loss"] = 0.0
                 if epoch % recipe.evaluate_every == 0 or step == steps:
+                    trained = time.monotonic()
                     if recipe.recompute_batch_norm:
                         with fabric.autocast():
-                            recompute_batch_norm(net, train_set, recipe.batch_size)
-                    result = scores(evaluate_together(fabric, net, val_set))
+                            recompute_batch_norm(scored, train_set, recipe.batch_size)
+                    result = scores(evaluate_together(fabric, scored, val_set, view=view))
                     row |= {"val_miou": result.miou, "val_pixel_accuracy": result.pixel_accuracy}
                     if fabric.is_global_zero and result.miou > state["best"]:
                         state["best"] = result.miou
-                        save_weights(folder / "best.safetensors", net, describe(recipe, val_set, epoch, result))
+                        save_weights(folder / "best.safetensors", scored, describe(recipe, val_set, epoch, result))
+                    state["evaluated"] += time.monotonic() - trained
                 row["seconds"] = time.monotonic() - started
                 state["log"].append(row)
                 if board:
@@ -202,14 +223,46 @@ def set_rate(optimizer: Any, recipe: Recipe, step: int, steps: int) -> float:
     return rate
 
 
+def loss_factors(
+    fabric: Fabric, recipe: Recipe, labels: list[Tensor], ignore_index: int, weight: Tensor | None
+) -> list[Tensor]:
+    """What to multiply the mean loss of each part of this process's batch by.
+
+    A mean over the whole batch, all processes and parts together, is the sum of the parts' means, each times its share
+    of the labelled pixels (or of their class weights). Losses that are means over classes are averaged by it, too.
+    """
+    own = torch.stack([losses.total_weight(part, ignore_index, weight) for part in labels])
+    if fabric.world_size > 1:
+        own = own * fabric.world_size  # the processes' gradients are averaged
+    if recipe.reduction == "mean":
+        total = own.sum()
+        if fabric.world_size > 1:
+            everywhere = fabric.all_reduce(total, reduce_op="mean")
+            assert isinstance(everywhere, Tensor)
+            total = everywhere
+        own = own / total.clamp(min=torch.finfo(own.dtype).tiny)
+    return list(own)
+
+
+def moving_average(net: nn.Module, decay: float) -> AveragedModel:
+    """A copy of the net whose weights and norms are to be its moving average."""
+    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    return average.requires_grad_(False)
+
+
 def check_batch(recipe: Recipe, images: int, processes: int) -> None:
-    """Refuse a batch that the split cannot fill or that the processes cannot share evenly."""
+    """Refuse a batch that the split cannot fill, or that processes and parts cannot share evenly."""
     if recipe.batch_size > images:
         raise InputError(f"batch_size is {recipe.batch_size} but the training split has {images} images: lower it.")
     if recipe.batch_size % processes:
         raise InputError(
             f"batch_size is {recipe.batch_size}, which {processes} processes cannot share evenly: "
             f"take a multiple of {processes}."
+        )
+    if recipe.batch_size % (processes * recipe.accumulate):
+        raise InputError(
+            f"batch_size is {recipe.batch_size}, {recipe.batch_size // processes} for each process, which cannot be "
+            f"computed in {recipe.accumulate} equal parts: change accumulate."
         )
 
 
@@ -281,7 +334,8 @@ def finish(
     metadata = load_weights(net, folder / "best.safetensors")
     net.eval()
     started = time.monotonic()
-    best = scores(evaluate_together(fabric, net, dataset))
+    stepping = state["seconds"] - state["waited"] - state["evaluated"]
+    best = scores(evaluate_together(fabric, net, dataset, view=recipe.view()))
     result = {
         "recipe": json.loads(json.dumps(recipe.__dict__)),
         "seed": recipe.seed,
@@ -297,8 +351,11 @@ def finish(
         "seconds": {
             "training": state["seconds"],
             "of_it_waiting_for_data": state["waited"],
+            "of_it_evaluating": state["evaluated"],
+            "a_step": stepping / state["step"],
             "evaluation": time.monotonic() - started,
         },
+        "peak_memory": state["peak_memory"],
         "selection": f"the best on this split of the evaluations after every {recipe.evaluate_every} epochs",
         "epoch": metadata["epoch"],
         "last_miou": state["log"][-1]["val_miou"],
@@ -314,11 +371,29 @@ def finish(
         write_atomically(folder / "result.json", lambda path: path.write_text(json.dumps(result, indent=1) + "\n"))
         picked = [dataset[index] for index in range(0, len(dataset), max(1, len(dataset) // 6))][:6]
         with fabric.autocast():
-            rows = [(image, label, predict(net, image)) for image, label in picked]
+            rows = [(image, label, predict(net, image, recipe.view())) for image, label in picked]
         picture = sheet(rows, dataset.palette)
         write_atomically(folder / "predictions.png", lambda path: picture.save(path, "PNG"))
         fabric.print(best.table(dataset.classes))
     return result
+
+
+def peak_memory(fabric: Fabric) -> float:
+    """The most memory that this process has held, in MiB: of the GPU where it trains on one, else of the machine.
+
+    0 where the system does not say (Windows).
+    """
+    if fabric.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(fabric.device) / 2**20
+    status = Path("/proc/self/status")
+    if status.exists():  # on Linux getrusage would also count what the parent process held
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 2**10  # KiB
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes on macOS
 
 
 def write_log(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -45,8 +45,8 @@ def check_normalisation(net: nn.Module, images: int) -> None:
     """Refuse to train batch normalisation on single images: its statistics would be those of one picture."""
     if images == 1 and any(isinstance(module, BATCH_NORM) and module.training for module in net.modules()):
         raise InputError(
-            "batch_size is 1 image a process, but this model has batch normalisation, which needs at least 2: "
-            "raise batch_size, or use fewer processes."
+            "1 image is computed at a time, but this model has batch normalisation, which needs at least 2: "
+            "raise batch_size, lower accumulate, or use fewer processes."
         )
 
 

@@ -13,6 +13,7 @@ import yaml
 from seglearn import data, losses, models
 from seglearn.data.transforms import Augment
 from seglearn.errors import InputError
+from seglearn.views import View
 
 
 @dataclass
@@ -54,6 +55,15 @@ class Recipe:
         init_from: checkpoint (`.safetensors`) to start from; parameters that do not fit are listed and skipped.
         freeze: modules of the model that keep the weights and norms they start from, such as `[front_end]`.
         recompute_batch_norm: before every evaluation, average the norms' statistics anew over the training images.
+        accumulate: a step's batch is computed in so many parts, one after the other, for the same update with less
+            memory. Norms see one part at a time.
+        reduction: mean divides a loss over pixels by the labelled pixels of the whole batch, or by their class weights
+            if it has some; sum does not, as in Caffe, and needs a rate as many times smaller.
+        ema: average the weights over the steps, each step's counting by this factor less than the next one's, and score
+            and save the average. 0 is off; 0.999 looks back over some 1000 steps.
+        test_scales: factors by which pictures are resized for prediction; probabilities are averaged over several.
+        test_flip: average with the prediction for the mirror image, too.
+        test_window: height and width of windows that pictures are cut into for prediction, null for whole pictures.
     """
 
     model: str = "fcn8s"
@@ -87,13 +97,22 @@ class Recipe:
     init_from: str | None = None
     freeze: tuple[str, ...] = ()
     recompute_batch_norm: bool = False
+    accumulate: int = 1
+    reduction: Literal["mean", "sum"] = "mean"
+    ema: float = 0.0
+    test_scales: tuple[float, ...] = (1.0,)
+    test_flip: bool = False
+    test_window: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         """JSON and YAML know no tuples."""
         height, width = self.crop
         low, high = self.scale
         self.crop, self.scale = (height, width), (low, high)
-        self.freeze = tuple(self.freeze)
+        self.freeze, self.test_scales = tuple(self.freeze), tuple(self.test_scales)
+        if self.test_window is not None:
+            height, width = self.test_window
+            self.test_window = (height, width)
 
     def check(self) -> None:
         """Refuse what cannot work before anything is loaded.
@@ -108,15 +127,18 @@ class Recipe:
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1, cutoff=0)[0]
                 raise InputError(f"{kind} {name!r} is unknown: did you mean {near!r}? Known are {', '.join(known)}.")
-        for name in ("epochs", "batch_size", "evaluate_every", "save_every"):
+        for name in ("epochs", "batch_size", "evaluate_every", "save_every", "accumulate"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be at least 1.")
         self.augment(ignore_index=255)
+        self.view()
         losses.check(self.loss, weighted=self.class_weights != "none")
         if self.lr <= 0:
             raise InputError(f"lr is {self.lr}: it must be above 0.")
         if not 0 <= self.warmup < 1:
             raise InputError(f"warmup is {self.warmup}: it is a share of all steps, at least 0 and below 1.")
+        if not 0 <= self.ema < 1:
+            raise InputError(f"ema is {self.ema}: it must be at least 0 (off) and below 1.")
 
     def augment(self, ignore_index: int) -> Augment:
         """The augmentation that the recipe asks for; `ignore_index` is the dataset's.
@@ -135,6 +157,14 @@ class Recipe:
             self.blur,
             self.max_class_share,
         )
+
+    def view(self) -> View:
+        """What the network is shown of a picture for prediction.
+
+        Raises:
+            InputError: a number out of its range.
+        """
+        return View(self.test_scales, self.test_flip, self.test_window)
 
     def to_yaml(self) -> str:
         """The recipe as a file that `load_recipe` reads back."""
