@@ -47,6 +47,8 @@ def test_unknown_names_and_sizes_are_answered_with_the_nearest() -> None:
         models.create("fcn8s", 11, depth=50)
     with pytest.raises(InputError, match="'imagnet': did you mean 'imagenet'"):
         models.create("fcn8s", 11, "laptop", weights="imagnet")
+    with pytest.raises(InputError, match="no imagenet weights for a model of laptop size"):
+        models.create("fcn8s", 11, "laptop", weights="imagenet")
     with pytest.raises(InputError, match="torchvision has no trained weights for fcn8s"):
         models.create("fcn8s", 21, weights="torchvision")
 
@@ -75,8 +77,8 @@ def test_weights_of_imagenet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", lambda *_, **__: theirs.state_dict())
     ours = models.create("deeplab_v1", 21, weights="imagenet")
     assert torch.equal(ours.state_dict()["backbone.features.0.weight"], theirs.state_dict()["features.0.weight"])
-    with pytest.raises(InputError, match="unet is trained from scratch"):
-        models.create("unet", 2, "laptop", weights="imagenet")
+    with pytest.raises(InputError, match="segnet_basic is trained from scratch"):
+        models.create("segnet_basic", 2, weights="imagenet")
 
 
 # odd and even, smaller than any stride, not square; the last three are what the papers feed
@@ -175,6 +177,8 @@ def windows() -> tuple[Tensor, Tensor]:
 def test_overfits_four_scenes(name: str, windows: tuple[Tensor, Tensor]) -> None:
     """What cannot learn four pictures by heart has a bug: in the net, its loss, its groups or its start."""
     enough = 0.85 if name in ("patch", "fcn32s") else 0.95  # one guesses from windows, the other has 3x3 cells
+    if name == "unet":  # without padding it reads 92 pixels more on each side: most of its time
+        windows = (windows[0][..., 22:74, 22:74], windows[1][..., 22:74, 22:74])
     model, at_first = laptop(name), None
     if isinstance(model, Dilation) and model.context is not None:  # the paper's way: the front end learns first
         front_end = laptop("dilation_front")
@@ -237,7 +241,11 @@ def test_channels_last_gives_the_same_logits(name: str) -> None:
     expected = model(images)
     model = model.to(memory_format=torch.channels_last)
     logits = model(images.contiguous(memory_format=torch.channels_last))
-    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+    # where two classes tie, every round of mean field drives them further apart: 2e-6 in the scores becomes 0.006, in
+    # double precision too
+    tolerance = 0.02 if name == "crfrnn" else 1e-4
+    torch.testing.assert_close(logits, expected, atol=tolerance, rtol=1e-4)
+    assert ((logits - expected).abs() > 1e-4 * (1 + expected.abs())).double().mean() < 0.001
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -269,8 +277,13 @@ def settled(name: str) -> models.Model:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.filterwarnings("ignore")  # the exporter's own
 def test_onnxruntime_gives_the_same_labels(name: str, tmp_path: Path) -> None:
-    """One exported file serves images of every size."""
+    """One exported file serves images of every size. A CRF cannot be exported: its lattice depends on the image."""
     model, file = settled(name), tmp_path / "model.onnx"
+    if name == "crfrnn":
+        with pytest.raises(InputError, match="ends in a CRF.*Export a model without one, such as fcn8s"):
+            export_onnx(model, file)
+        assert not file.exists()
+        return
     export_onnx(model, file)
     session = onnxruntime.InferenceSession(file)
     for height, width in ((96, 128), (75, 90)):

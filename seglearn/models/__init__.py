@@ -15,6 +15,8 @@ from typing import Any, TypeAlias
 
 from seglearn.errors import InputError
 from seglearn.models import (
+    combined,
+    crfrnn,
     deeplab_v1,
     deeplab_v2,
     deeplab_v3,
@@ -28,6 +30,8 @@ from seglearn.models import (
     segnet,
     unet,
 )
+from seglearn.weights import DATA as _SHIPPED
+from seglearn.weights import load_into
 
 Model: TypeAlias = (
     patch.PatchClassifier
@@ -36,6 +40,7 @@ Model: TypeAlias = (
     | segnet.SegNet
     | segnet.SegNetBasic
     | deeplab_v1.DeepLabV1
+    | crfrnn.FCNCRF
     | dilation.Dilation
     | deeplab_v2.DeepLabV2
     | refinenet.RefineNet
@@ -43,6 +48,7 @@ Model: TypeAlias = (
     | gcn.GCN
     | fcn_resnet.FCNResNet
     | deeplab_v3.DeepLabV3
+    | combined.Combined
 )
 
 SIZES = ("paper", "laptop")
@@ -62,6 +68,7 @@ _BUILDERS: dict[str, dict[str, Callable[..., Model]]] = {
     "segnet_basic": {"paper": segnet.paper_basic, "laptop": segnet.laptop_basic},
     "deeplab_v1": {"paper": deeplab_v1.paper, "laptop": deeplab_v1.laptop},
     "deeplab_v1_msc": {"paper": partial(deeplab_v1.paper, msc=True), "laptop": partial(deeplab_v1.laptop, msc=True)},
+    "crfrnn": {"paper": crfrnn.paper, "laptop": crfrnn.laptop},
     "dilation_front": {
         "paper": partial(dilation.paper, context=None),
         "laptop": partial(dilation.laptop, context=None),
@@ -73,6 +80,7 @@ _BUILDERS: dict[str, dict[str, Callable[..., Model]]] = {
     "gcn": {"paper": gcn.paper, "laptop": gcn.laptop},
     "fcn_resnet": {"paper": fcn_resnet.paper, "laptop": fcn_resnet.laptop},
     "deeplab_v3": {"paper": deeplab_v3.paper, "laptop": deeplab_v3.laptop},
+    "combined": {"paper": combined.paper, "laptop": combined.laptop},
 }
 
 # models of torchvision's structure, which its trained weights fit
@@ -95,7 +103,8 @@ def create(name: str, num_classes: int, size: str = "paper", weights: str | None
         num_classes: number of classes, at least 2.
         size: "paper" for the paper's own, "laptop" for one of at most 2 million parameters.
         weights: None for a fresh model; "imagenet" to start the paper's size from torchvision's classifier;
-            "torchvision" for a whole model that torchvision has trained (`deeplab_v3`, `fcn_resnet`).
+            "torchvision" for a whole model that torchvision has trained (`deeplab_v3`, `fcn_resnet`); "camvid" or
+            "scenes" for a laptop model of 11 classes that this package ships, trained on that data set.
         options: variants of the paper, such as `depth=50` for the ResNet of a `pspnet`; see the builders `paper` and
             `laptop` of the model's module.
 
@@ -109,11 +118,20 @@ def create(name: str, num_classes: int, size: str = "paper", weights: str | None
         raise InputError(_unknown("size", size, SIZES))
     if num_classes < 2:
         raise InputError(f"num_classes is {num_classes}: a model needs at least 2 to tell apart.")
+    shipped = weights in _SHIPPED
+    if weights and not shipped and weights not in ("imagenet", "torchvision"):
+        raise InputError(_unknown("kind of weights", weights, ("imagenet", "torchvision", *_SHIPPED)))
+    if shipped and (num_classes != 11 or size != "laptop"):
+        raise InputError(
+            f"The {weights} weights are of laptop models of 11 classes, not of {num_classes} in {size} size: "
+            "take num_classes=11 and size='laptop', or no weights."
+        )
+    if weights and not shipped and size != "paper":
+        raise InputError(f"There are no {weights} weights for a model of {size} size: take size='paper', or none.")
     builder = _BUILDERS[name][size]
     if weights == "torchvision":
-        if name not in _FROM_TORCHVISION or size != "paper":
-            known = ", ".join(_FROM_TORCHVISION)
-            raise InputError(f"torchvision has no trained weights for {name} in {size} size: only for {known} (paper).")
+        if name not in _FROM_TORCHVISION:
+            raise InputError(f"torchvision has no trained weights for {name}: only for {', '.join(_FROM_TORCHVISION)}.")
         builder = _FROM_TORCHVISION[name]
     _check_options(name, builder, options)
     model = builder(num_classes, **options)
@@ -122,8 +140,8 @@ def create(name: str, num_classes: int, size: str = "paper", weights: str | None
         if load is None:
             raise InputError(f"{name} is trained from scratch in its paper: leave weights out.")
         load()
-    elif weights not in (None, "torchvision"):
-        raise InputError(_unknown("kind of weights", weights, ("imagenet", "torchvision")))
+    if weights and shipped:
+        load_into(model, weights, name, options)
     return model
 
 
