@@ -83,11 +83,14 @@ def build_parser() -> argparse.ArgumentParser:
         train_command,
         "Train as a recipe says. Ctrl-C finishes the step, saves and exits; --resume goes on bit for bit.",
         epilog=recipe_help(),
-        usage="seglearn train [-h] [--folder FOLDER] [--resume] RECIPE [--FIELD VALUE ...]",
+        usage="seglearn train [-h] [--folder FOLDER] [--resume] [--dry-run] RECIPE [--FIELD VALUE ...]",
     )
     train.add_argument("recipe", metavar="RECIPE", help="a name from `seglearn recipes`, or a YAML file")
     train.add_argument("--folder", help="folder of the run; default: runs/RECIPE")
     train.add_argument("--resume", action="store_true", help="go on with the run in that folder")
+    train.add_argument(
+        "--dry-run", action="store_true", help="build everything, make two small steps, say what the whole would take"
+    )
 
     evaluate = add("evaluate", evaluate_command, "Score a checkpoint on a split: IoU of each class and the means.")
     evaluate.add_argument("checkpoint", type=Path, help="a run's folder (its best weights) or a .safetensors file")
@@ -279,6 +282,11 @@ def train_command(arguments: argparse.Namespace) -> int:
     from seglearn.training import load_recipe, train
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if arguments.dry_run:
+        from seglearn.training.rehearsal import rehearse
+
+        print(rehearse(recipe).page())
+        return 0
     folder = Path(arguments.folder or Path("runs") / Path(arguments.recipe).with_suffix(""))
     result = train(recipe, folder, arguments.resume)
     if result is None:

@@ -102,6 +102,45 @@ def test_the_best_checkpoint_reproduces_the_result(run: tuple[Path, dict[str, An
     assert again.miou == pytest.approx(result["miou"], abs=1e-9)
 
 
+class WithBackbone(nn.Module):
+    """What a recipe's `backbone_weights` are loaded into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loaded: dict[str, torch.Tensor] | None = None
+
+    def load_imagenet(self, weights: dict[str, torch.Tensor] | None = None) -> None:
+        self.loaded = weights
+
+
+@pytest.mark.parametrize("name", ["vgg.pth", "vgg.safetensors"])
+def test_backbone_weights_of_a_file(name: str, tmp_path: Path) -> None:
+    weights = nn.Linear(2, 3)
+    if name.endswith(".pth"):
+        torch.save(weights.state_dict(), tmp_path / name)
+    else:
+        save_weights(tmp_path / name, weights, {})
+    net = WithBackbone()
+    module.load_backbone(net, replace(SMALL, size="paper", backbone_weights=str(tmp_path / name)))
+    assert net.loaded is not None and torch.equal(net.loaded["weight"], weights.weight)
+
+
+def test_backbone_weights_that_cannot_be(tmp_path: Path) -> None:
+    paper = replace(SMALL, size="paper")
+    with pytest.raises(InputError, match="backbone_weights are those of the paper's size"):
+        replace(SMALL, backbone_weights="imagenet").check()
+    with pytest.raises(InputError, match="fcn8s is trained from scratch"):
+        module.load_backbone(NormFree(), replace(paper, backbone_weights="imagenet"))
+    with pytest.raises(InputError, match="none.pth are not there"):
+        module.load_backbone(WithBackbone(), replace(paper, backbone_weights=str(tmp_path / "none.pth")))
+    (tmp_path / "text.pth").write_text("no weights")
+    with pytest.raises(InputError, match="text.pth cannot be read"):
+        module.load_backbone(WithBackbone(), replace(paper, backbone_weights=str(tmp_path / "text.pth")))
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(InputError, match="list.pth are no state dict"):
+        module.load_backbone(WithBackbone(), replace(paper, backbone_weights=str(tmp_path / "list.pth")))
+
+
 def test_it_learns(camvid: Path, tmp_path: Path) -> None:
     recipe = replace(SMALL, epochs=25, evaluate_every=25, lr=0.05, crop=(48, 64), scale=(1.0, 1.0))
     result = train(recipe, tmp_path / "run")

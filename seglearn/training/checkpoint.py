@@ -82,6 +82,25 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
 
 
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Weights of a `.safetensors` file, or of one that `torch.save` wrote, as torchvision's are; nothing is executed.
+
+    Raises:
+        InputError: the file is not there, or holds no state dict.
+    """
+    if path.suffix == ".safetensors":
+        return read_weights(path)[0]
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise InputError(f"weights {path} are not there: give a .pth or .safetensors file.") from error
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError…
+        raise InputError(f"weights {path} cannot be read ({str(error).splitlines()[0]}): no state dict.") from error
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise InputError(f"weights {path} are no state dict, a dictionary of tensors: save `model.state_dict()`.")
+    return weights
+
+
 def load_weights(model: nn.Module, path: Path) -> dict[str, Any]:
     """Load all weights of a checkpoint into `model`, strictly; returns the checkpoint's metadata.
 

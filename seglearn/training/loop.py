@@ -40,6 +40,7 @@ from seglearn.training.checkpoint import (
     init_weights,
     load_state,
     load_weights,
+    read_state_dict,
     save_state,
     save_weights,
     write_atomically,
@@ -68,7 +69,7 @@ def train(recipe: Recipe, folder: str | os.PathLike[str], resume: bool = False) 
         prepare_folder(folder, recipe, resume)
     fabric.barrier()
 
-    train_set: Any = InMemory(data.create(recipe.data, "train", recipe.root))
+    train_set: Any = InMemory(data.create(recipe.data, recipe.split, recipe.root))
     val_set: Any = InMemory(data.create(recipe.data, "val", recipe.root))
     steps_per_epoch = len(train_set) // recipe.batch_size
     steps = recipe.epochs * steps_per_epoch
@@ -78,7 +79,9 @@ def train(recipe: Recipe, folder: str | os.PathLike[str], resume: bool = False) 
     torch.manual_seed(recipe.seed)
     memory_format = choose_memory_format()
     net = models.create(recipe.model, train_set.num_classes, recipe.size, **recipe.options)
-    if recipe.init_from:
+    if recipe.backbone_weights and not resume:
+        load_backbone(net, recipe)
+    if recipe.init_from and not resume:
         skipped = init_weights(net, Path(recipe.init_from))
         fabric.print(f"started from {recipe.init_from}; kept their own start: {', '.join(skipped) or 'none'}")
     freeze(net, recipe.freeze)
@@ -196,6 +199,21 @@ def train(recipe: Recipe, folder: str | os.PathLike[str], resume: bool = False) 
         fabric.print(f"interrupted after step {state['step']} of {steps}, saved: go on with --resume")
         return None
     return finish(recipe, folder, fabric, net, val_set, state, memory_format)
+
+
+def load_backbone(net: nn.Module, recipe: Recipe) -> None:
+    """Start the net's backbone from the recipe's classifier.
+
+    Raises:
+        InputError: the model is trained from scratch; no such weights, or not of this backbone.
+    """
+    load: Any = getattr(net, "load_imagenet", None)
+    if load is None:
+        raise InputError(f"{recipe.model} is trained from scratch in its paper: leave backbone_weights out.")
+    if recipe.backbone_weights == "imagenet":
+        load()
+    else:
+        load(read_state_dict(Path(str(recipe.backbone_weights))))
 
 
 def make_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

@@ -26,6 +26,7 @@ class Recipe:
         options: variants of the model's paper, such as `{depth: 50}`.
         data: name of a dataset, see `seglearn data list`.
         root: folder of the dataset's files; by default `SEGLEARN_DATA`, else a download.
+        split: what is trained on, such as voc2012's trainaug; val is what is scored.
         epochs: passes over the training split. An epoch's last batch is dropped when it is not full.
         batch_size: images in a step, over all processes together.
         crop: height and width that the network sees in training, in pixels.
@@ -52,6 +53,8 @@ class Recipe:
         save_every: write `last.pt` after every so many steps, besides every evaluation.
         workers: processes that prepare data; 0 prepares it in the training process.
         seed: of weights, order and augmentation.
+        backbone_weights: classifier that the paper's size starts from: imagenet for torchvision's weights, downloaded
+            once and checked, or a file of such weights (.pth or .safetensors).
         init_from: checkpoint (`.safetensors`) to start from; parameters that do not fit are listed and skipped.
         freeze: modules of the model that keep the weights and norms they start from, such as `[front_end]`.
         recompute_batch_norm: before every evaluation, average the norms' statistics anew over the training images.
@@ -71,6 +74,7 @@ class Recipe:
     options: dict[str, Any] = field(default_factory=dict)
     data: str = "camvid"
     root: str | None = None
+    split: str = "train"
     epochs: int = 60
     batch_size: int = 8
     crop: tuple[int, int] = (192, 256)
@@ -94,6 +98,7 @@ class Recipe:
     save_every: int = 100
     workers: int = 0
     seed: int = 0
+    backbone_weights: str | None = None
     init_from: str | None = None
     freeze: tuple[str, ...] = ()
     recompute_batch_norm: bool = False
@@ -133,6 +138,8 @@ class Recipe:
         self.augment(ignore_index=255)
         self.view()
         losses.check(self.loss, weighted=self.class_weights != "none")
+        if self.backbone_weights and self.size != "paper":
+            raise InputError("backbone_weights are those of the paper's size: set size to paper, or leave them out.")
         if self.lr <= 0:
             raise InputError(f"lr is {self.lr}: it must be above 0.")
         if not 0 <= self.warmup < 1:
