@@ -155,6 +155,7 @@ def train(recipe: Recipe, folder: str | os.PathLike[str], resume: bool = False) 
                 average.update_parameters(net)
             state["step"] = step = step + 1
 
+            value = mean_of_processes(fabric, value)  # so that all of them stop where one has met a NaN
             if not abs(value) < float("inf"):
                 raise InputError(f"the loss is {value} at step {step}: lower lr (now {recipe.lr}) or raise warmup.")
             state["loss"] += value
@@ -448,6 +449,15 @@ def interruptible() -> Iterator[list[int]]:
     finally:
         for each, handler in previous.items():
             signal.signal(each, handler)
+
+
+def mean_of_processes(fabric: Fabric, value: float) -> float:
+    """The mean of a number over all processes."""
+    if fabric.world_size == 1:
+        return value
+    mean = fabric.all_reduce(torch.tensor(value, device=fabric.device), reduce_op="mean")
+    assert isinstance(mean, Tensor)
+    return mean.item()
 
 
 def any_process(fabric: Fabric, flag: bool) -> bool:
