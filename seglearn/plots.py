@@ -100,16 +100,17 @@ def learning_curve(results: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 def class_bars(iou: Mapping[str, Sequence[float]], classes: Sequence[str]) -> Figure:
     """IoU in percent of every class, a bar a run; `iou` maps a run's name to one fraction a class."""
-    figure, axis = plt.subplots(figsize=(9, 3.2))
+    figure, axis = plt.subplots(figsize=(6, 0.9 + 0.16 * (len(iou) + 1) * len(classes)))  # legible on a phone
     width = 0.8 / len(iou)
     for index, (name, values) in enumerate(iou.items()):
-        left = np.arange(len(classes)) + (index - (len(iou) - 1) / 2) * width
-        axis.bar(left, 100 * np.asarray(values), width, label=name)
-    axis.set_xticks(range(len(classes)), classes, rotation=30, ha="right")
-    axis.set_ylabel("IoU (%)")
-    axis.grid(axis="y", alpha=0.3)
+        place = np.arange(len(classes)) + (index - (len(iou) - 1) / 2) * width
+        axis.barh(place, 100 * np.asarray(values), width, label=name)
+    axis.set_yticks(range(len(classes)), classes)
+    axis.invert_yaxis()  # the first class on top
+    axis.set_xlabel("IoU (%)")
+    axis.grid(axis="x", alpha=0.3)
     axis.set_axisbelow(True)
-    axis.legend(fontsize=9)
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(iou), frameon=False)
     figure.tight_layout()
     plt.close(figure)
     return figure

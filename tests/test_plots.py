@@ -57,4 +57,4 @@ def test_what_figures_say() -> None:
     assert [text.get_text() for text in drawn["legend"].legends[0].get_texts()] == list(CLASSES)
     assert [axis.get_title() for axis in drawn["show"].axes] == ["a", "b", "c", ""]
     assert drawn["learning_curve"].axes[0].lines[0].get_xydata().tolist() == [[2, 30]]
-    assert {round(bar.get_height()) for bar in drawn["class_bars"].axes[0].patches} == {50, 10}
+    assert {round(bar.get_width()) for bar in drawn["class_bars"].axes[0].patches} == {50, 10}
