@@ -143,6 +143,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     task.add_argument("--ship", action="store_true", help="copy the median seeds' weights into the package, as float16")
 
+    ablate = add(
+        "ablate",
+        ablate_command,
+        "Repeat a paper's own ablation small: train its arms, judge its claims. Started again, it goes on.",
+        epilog="It exits with 1 where a run failed; the others are done all the same. On two cores, start two of them "
+        "with OMP_NUM_THREADS=1: they share the runs.",
+    )
+    ablate.add_argument("names", nargs="*", metavar="NAME", help="from --list; default: all")
+    ablate.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2; one after the other")
+    ablate.add_argument("--runs", type=Path, default=Path("runs/ablations"), help="folder; default: %(default)s")
+    ablate.add_argument("--out", type=Path, default=Path("book/results/ablations"), help="default: %(default)s")
+    ablate.add_argument("--list", action="store_true", help="only print arms, and what they take on this machine")
+
     predict = add("predict", predict_command, "Label pictures: writes the labels and an overlay beside each other.")
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     predict.add_argument("--checkpoint", type=Path, required=True, help="a run's folder or a .safetensors file")
@@ -470,6 +483,29 @@ def leaderboard_command(arguments: argparse.Namespace) -> int:
             print("interrupted, saved: the same command goes on from here")
             return INTERRUPTED
     print(leaderboard.table(leaderboard.read_results(out), arguments.split, dataset or "camvid"))
+    if failures:
+        print("failed:", *failures, sep="\n  ", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def ablate_command(arguments: argparse.Namespace) -> int:
+    """`seglearn ablate [NAME ...]`."""
+    from seglearn import ablations
+
+    chosen = ablations.choose(arguments.names)
+    if arguments.list:
+        for line in ablations.overview(chosen, arguments.seeds, arguments.runs):
+            print(line, flush=True)
+        return 0
+    try:
+        failures = ablations.fill(chosen, arguments.seeds, arguments.runs, arguments.out)
+    except KeyboardInterrupt:
+        print("interrupted, saved: the same command goes on from here")
+        return INTERRUPTED
+    for ablation in chosen:
+        path = arguments.out / f"{ablation.name}.json"
+        if path.exists():
+            print(ablations.page(json.loads(path.read_text())), end="\n\n")
     if failures:
         print("failed:", *failures, sep="\n  ", file=sys.stderr)
     return 1 if failures else 0

@@ -18,7 +18,7 @@ Differs from the paper:
     - laptop size: a narrow VGG with batch normalisation, trained from scratch.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -228,14 +228,28 @@ def paper(num_classes: int, variant: str = "largefov", msc: bool = False) -> Dee
     return DeepLabV1(num_classes, fc6_of(variant), average=variant == "largefov", msc=128 if msc else 0)
 
 
-def laptop(num_classes: int, variant: str = "largefov", msc: bool = False) -> DeepLabV1:
+def laptop(
+    num_classes: int, variant: str = "largefov", msc: bool = False, fc6: Sequence[int] | None = None
+) -> DeepLabV1:
     """A narrow VGG with batch normalisation: 0.9 million parameters (LargeFOV).
 
     In training, a batch of one needs an image of more than one pixel: norms need two values.
+
+    Args:
+        num_classes: number of classes.
+        variant: which fc6 of the paper's table 2.
+        msc: multi-scale features.
+        fc6: kernel and rate instead of the variant's: the paper's rates are for crops of 321 pixels.
+
+    Raises:
+        InputError: no such variant; an even kernel at an odd rate, which has no centre.
     """
+    kernel, rate = fc6 or fc6_of(variant)[:2]
+    if kernel % 2 == 0 and rate % 2:
+        raise InputError(f"fc6 is {kernel}x{kernel} at rate {rate}: an even kernel needs an even rate for a centre.")
     return DeepLabV1(
         num_classes,
-        fc6_of(variant)._replace(channels=256),
+        FC6(kernel, rate, channels=256),
         backbone=atrous_vgg((16, 32, 64, 96, 96), batch_norm=True),
         average=variant == "largefov",
         msc=32 if msc else 0,

@@ -70,9 +70,12 @@ class ASPP(nn.Module):
         channels: channels of the input.
         rates: rates of the 3x3 convolutions at output stride 16; they double at 8.
         width: channels of each branch and of the result.
+        image_pooling: with the branch of image-level features.
     """
 
-    def __init__(self, channels: int, rates: Sequence[int] = (6, 12, 18), width: int = 256) -> None:
+    def __init__(
+        self, channels: int, rates: Sequence[int] = (6, 12, 18), width: int = 256, image_pooling: bool = True
+    ) -> None:
         super().__init__()
         self.rates = tuple(rates)
         self.channels = width  # of the result
@@ -80,18 +83,20 @@ class ASPP(nn.Module):
             [
                 nn.Sequential(*norm_relu(conv1x1(channels, width), width)),
                 *(nn.Sequential(*norm_relu(conv3x3(channels, width), width)) for _ in rates),
-                ImagePooling(channels, width),
             ]
         )
+        if image_pooling:
+            self.branches.append(ImagePooling(channels, width))
         self.project = nn.Sequential(*norm_relu(conv1x1(len(self.branches) * width, width), width))
         self.set_output_stride(16)
         initialise(self)
 
     def set_output_stride(self, output_stride: int) -> None:
         """Rates count cells: twice as many cells, twice the rates. The image's average needs no change."""
-        for branch, rate in zip(self.branches[1:-1], self.rates, strict=True):
+        dilated = self.branches[1 : 1 + len(self.rates)]
+        for branch, rate in zip(dilated, self.rates, strict=True):
             conv, *_ = branch.children()
-            set_rate(conv, 1, rate * 16 // output_stride)
+            set_rate(conv, 1, max(1, rate * 16 // output_stride))
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, channels, h, w] -> [N, width, h, w]`."""
@@ -153,6 +158,7 @@ class DeepLabV3(nn.Module):
         aux: a second head on res4, used by `loss` only (torchvision).
         backbone: a ResNet without classifier, with the unit rates it needs; None makes the one of `depth`.
         width: channels of ASPP.
+        image_pooling: see `ASPP`.
     """
 
     def __init__(
@@ -168,6 +174,7 @@ class DeepLabV3(nn.Module):
         aux: bool = False,
         backbone: ResNet | None = None,
         width: int = 256,
+        image_pooling: bool = True,
     ) -> None:
         super().__init__()
         if layout not in LAYOUTS:
@@ -177,7 +184,7 @@ class DeepLabV3(nn.Module):
         *_, res4, res5 = self.backbone.channels
         self.context: ASPP | Cascade
         if cascade is None:
-            self.context = ASPP(res5, rates, width)
+            self.context = ASPP(res5, rates, width, image_pooling)
         else:
             self.context = Cascade(res5, cascade, multi_grid or (1, 1, 1))
         channels = self.context.channels
@@ -285,7 +292,20 @@ def paper(
     return DeepLabV3(num_classes, depth, multi_grid=multi_grid, cascade=cascade)
 
 
-def laptop(num_classes: int) -> DeepLabV3:
+def laptop(
+    num_classes: int,
+    output_stride: int = 16,
+    multi_grid: Sequence[int] = (1, 2),
+    rates: Sequence[int] = (2, 4, 6),
+    image_pooling: bool = True,
+) -> DeepLabV3:
     """ResNet-18, 24 channels wide, output stride 16: 1.9 million parameters."""
-    backbone = ResNet(18, width=24, num_classes=None, multi_grid=(1, 2))
-    return DeepLabV3(num_classes, rates=(2, 4, 6), backbone=backbone, width=48)
+    backbone = ResNet(18, width=24, num_classes=None, multi_grid=multi_grid)
+    return DeepLabV3(
+        num_classes,
+        output_stride=output_stride,
+        rates=rates,
+        backbone=backbone,
+        width=48,
+        image_pooling=image_pooling,
+    )

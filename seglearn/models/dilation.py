@@ -108,12 +108,15 @@ class ContextModule(nn.Module):
         width: "basic" has C channels in every layer; "large" has 2, 2, 4, 8, 16, 32, 32 times C in layers 1 to 7.
         noise: standard deviation of the random weights of "large" next to the identity's, as a share of these.
             They tell the copies of a class apart.
+        identity: start as the identity; otherwise from Kaiming's normal, which failed in the paper.
     """
 
     multipliers = {"basic": (1, 1, 1, 1, 1, 1, 1), "large": (2, 2, 4, 8, 16, 32, 32)}
     dilations = (1, 1, 2, 4, 8, 16, 1)
 
-    def __init__(self, num_classes: int, width: Literal["basic", "large"] = "basic", noise: float = 0.01) -> None:
+    def __init__(
+        self, num_classes: int, width: Literal["basic", "large"] = "basic", noise: float = 0.01, identity: bool = True
+    ) -> None:
         super().__init__()
         if width not in self.multipliers:
             raise InputError(f"The context module's width is {width!r}: choose 'basic' or 'large'.")
@@ -123,6 +126,9 @@ class ContextModule(nn.Module):
             self.layers.append(nn.Conv2d(before, after, 3, padding=dilation, dilation=dilation))
             self.layers.append(nn.ReLU(inplace=True))
         self.layers.append(nn.Conv2d(channels[-1], num_classes, 1))
+        if not identity:
+            initialise(self)
+            return
         for layer in self.layers:
             if isinstance(layer, nn.Conv2d):
                 initialise_identity(layer, num_classes, noise if width == "large" else 0.0)
@@ -160,6 +166,7 @@ class Dilation(nn.Module):
         num_classes: number of classes, C in the shapes below.
         context: width of the context module, see `ContextModule`; None leaves it out.
         front_end: None makes the paper's.
+        identity: how the context module starts, see `ContextModule`.
     """
 
     def __init__(
@@ -168,10 +175,11 @@ class Dilation(nn.Module):
         context: Literal["basic", "large"] | None = "basic",
         *,
         front_end: FrontEnd | None = None,
+        identity: bool = True,
     ) -> None:
         super().__init__()
         self.front_end = front_end or FrontEnd(num_classes)
-        self.context = None if context is None else ContextModule(num_classes, context)
+        self.context = None if context is None else ContextModule(num_classes, context, identity=identity)
 
     def scores(self, images: Tensor) -> Tensor:
         """`[N, 3, H, W]` normalised images -> `[N, C, h, w]`, the scores of every 8th pixel.
@@ -259,7 +267,7 @@ def paper(num_classes: int, context: Literal["basic", "large"] | None = "basic")
     return Dilation(num_classes, context)
 
 
-def laptop(num_classes: int, context: Literal["basic", "large"] | None = "basic") -> Dilation:
+def laptop(num_classes: int, context: Literal["basic", "large"] | None = "basic", identity: bool = True) -> Dilation:
     """A narrow front end, one convolution a stage, with batch normalisation: 0.8 million parameters.
 
     Mirrored borders are most of the work in a small crop; so few layers and a 3x3 fc6 need 63 pixels, not 186.
@@ -273,4 +281,4 @@ def laptop(num_classes: int, context: Literal["basic", "large"] | None = "basic"
         dropout=0.1,
         batch_norm=True,
     )
-    return Dilation(num_classes, context, front_end=front_end)
+    return Dilation(num_classes, context, front_end=front_end, identity=identity)

@@ -157,6 +157,6 @@ def paper(num_classes: int, depth: int = 101, aux: bool = True) -> FCNResNet:
     return FCNResNet(num_classes, depth, aux)
 
 
-def laptop(num_classes: int, aux: bool = True) -> FCNResNet:
+def laptop(num_classes: int, aux: bool = True, width: int = 24) -> FCNResNet:
     """ResNet-18, 24 channels wide: 1.7 million parameters."""
-    return FCNResNet(num_classes, aux=aux, backbone=ResNet(18, width=24, num_classes=None, output_stride=8))
+    return FCNResNet(num_classes, aux=aux, backbone=ResNet(18, width=width, num_classes=None, output_stride=8))

@@ -15,7 +15,7 @@ Differs from the paper:
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -66,6 +66,34 @@ class BoundaryRefinement(nn.Module):
         return scores + self.conv2(self.conv1(scores).relu())
 
 
+def large_kernel(
+    channels: int, num_classes: int, kernel: int, kind: Literal["global", "trivial", "stack"] = "global"
+) -> nn.Module:
+    """What scores a map through a window of `kernel` x `kernel` cells: the paper's block, or what it is compared with.
+
+    Args:
+        channels: channels of the map.
+        num_classes: number of classes.
+        kernel: side of the window, odd.
+        kind: "global" for `GlobalConvolution`; "trivial" for one convolution of that kernel (table 2); "stack" for
+            3x3 convolutions, one after the other without ReLU, that see as far together (table 3).
+
+    Raises:
+        InputError: another kind; an even kernel; a stack of none, for kernel 1.
+    """
+    if kind == "global":
+        return GlobalConvolution(channels, num_classes, kernel)
+    if kind not in ("trivial", "stack") or kernel % 2 == 0 or (kind == "stack" and kernel < 3):
+        raise InputError(
+            f"kind is {kind!r} with kernel {kernel}: take 'global', 'trivial' or 'stack', with an odd kernel, at least "
+            "3 in a stack."
+        )
+    if kind == "trivial":
+        return nn.Conv2d(channels, num_classes, kernel, padding=kernel // 2)
+    below = [nn.Conv2d(channels, channels, 3, padding=1) for _ in range(kernel // 2 - 1)]
+    return nn.Sequential(*below, nn.Conv2d(channels, num_classes, 3, padding=1))
+
+
 class GCN(nn.Module):
     """The net of figure 2 a, for every height and width from 1 pixel on.
 
@@ -76,19 +104,31 @@ class GCN(nn.Module):
         depth: 50, 101 or 152: the depth of the ResNet.
         kernel: side of the large kernels, k. At 512 pixels res5 is 16x16, so that 15 nearly covers it.
         width: channels of the ResNet's first stage.
+        kind: what stands in the place of the large kernels, see `large_kernel`.
+        refine: with boundary refinement.
     """
 
-    def __init__(self, num_classes: int, depth: int = 101, kernel: int = 15, *, width: int = 64) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        depth: int = 101,
+        kernel: int = 15,
+        *,
+        width: int = 64,
+        kind: Literal["global", "trivial", "stack"] = "global",
+        refine: bool = True,
+    ) -> None:
         super().__init__()
         self.backbone = ResNet(depth, width=width, num_classes=None)
 
+        def refinement() -> nn.Module:
+            return BoundaryRefinement(num_classes) if refine else nn.Identity()
+
         def score(channels: int) -> nn.Sequential:
-            return nn.Sequential(GlobalConvolution(channels, num_classes, kernel), BoundaryRefinement(num_classes))
+            return nn.Sequential(large_kernel(channels, num_classes, kernel, kind), refinement())
 
         self.score4, self.score8, self.score16, self.score32 = map(score, self.backbone.channels)
-        self.refine16, self.refine8, self.refine4, self.refine2, self.refine1 = (
-            BoundaryRefinement(num_classes) for _ in range(5)
-        )
+        self.refine16, self.refine8, self.refine4, self.refine2, self.refine1 = (refinement() for _ in range(5))
         for name, parameter in self.named_parameters():
             if name.startswith("backbone."):
                 continue
@@ -130,9 +170,11 @@ def paper(num_classes: int, depth: int = 101, kernel: int = 15) -> GCN:
     return GCN(num_classes, depth, kernel)
 
 
-def laptop(num_classes: int, kernel: int = 15) -> GCN:
+def laptop(
+    num_classes: int, kernel: int = 15, kind: Literal["global", "trivial", "stack"] = "global", refine: bool = True
+) -> GCN:
     """ResNet-18 with three eighths of its width: 1.7 million parameters.
 
     In training, a batch of one needs an image of more than 32 pixels a side: norms need two values.
     """
-    return GCN(num_classes, 18, kernel, width=24)
+    return GCN(num_classes, 18, kernel, width=24, kind=kind, refine=refine)

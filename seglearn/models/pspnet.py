@@ -71,12 +71,12 @@ class PyramidPooling(nn.Module):
     Args:
         channels: channels of the features. Each level of the pyramid reduces them by the number of levels, so
             that all levels together have as many again.
-        bins: bins along a side, for each level.
+        bins: bins along a side, for each level; none leaves the features alone.
     """
 
     def __init__(self, channels: int, bins: Sequence[int] = (1, 2, 3, 6)) -> None:
         super().__init__()
-        width = channels // len(bins)
+        width = channels // max(len(bins), 1)
         self.channels = channels + len(bins) * width  # of the result
         self.bins = tuple(bins)
         self.levels = nn.ModuleList(
@@ -120,6 +120,7 @@ class PSPNet(nn.Module):
         bins: see `PyramidPooling`.
         backbone: a ResNet without classifier, of output stride 8; None makes the paper's: deep stem, res4 and
             res5 with dilation 2 and 4 on every 3x3 convolution.
+        aux_weight: what the second head's loss counts.
     """
 
     def __init__(
@@ -129,8 +130,10 @@ class PSPNet(nn.Module):
         aux: bool = True,
         bins: Sequence[int] = (1, 2, 3, 6),
         backbone: ResNet | None = None,
+        aux_weight: float = 0.4,
     ) -> None:
         super().__init__()
+        self.aux_weight = aux_weight
         self.backbone = backbone or ResNet(depth, num_classes=None, output_stride=8, deep_stem=True, dilate_first=True)
         *_, res4, res5 = self.backbone.channels
         self.ppm = PyramidPooling(res5, bins)
@@ -149,11 +152,11 @@ class PSPNet(nn.Module):
         return upsample(scores, images)  # [N, C, H, W]
 
     def loss(self, images: Tensor, labels: Tensor, criterion: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """At full resolution, plus 0.4 times the loss of the auxiliary head (section 4 and table 2)."""
+        """At full resolution, plus 0.4 times that of the auxiliary head (section 4 and table 2)."""
         *_, res4, res5 = self.backbone(pad_to_grid(images))
         loss = criterion(upsample(self.head(self.ppm(res5)), images), labels)
         if self.aux is not None:
-            loss = loss + 0.4 * criterion(upsample(self.aux(res4), images), labels)
+            loss = loss + self.aux_weight * criterion(upsample(self.aux(res4), images), labels)
         return loss
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -193,7 +196,7 @@ def paper(num_classes: int, depth: int = 101, aux: bool = True) -> PSPNet:
     return PSPNet(num_classes, depth, aux)
 
 
-def laptop(num_classes: int, aux: bool = True) -> PSPNet:
+def laptop(num_classes: int, aux: bool = True, bins: Sequence[int] = (1, 2, 3, 6), aux_weight: float = 0.4) -> PSPNet:
     """ResNet-18 with the deep stem, 24 channels wide: 1.8 million parameters."""
     backbone = ResNet(18, width=24, num_classes=None, output_stride=8, deep_stem=True, dilate_first=True)
-    return PSPNet(num_classes, aux=aux, backbone=backbone)
+    return PSPNet(num_classes, aux=aux, bins=bins, backbone=backbone, aux_weight=aux_weight)

@@ -20,13 +20,14 @@ Differs from the paper:
       sums over 32 channels are smaller than over 256.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seglearn.backbones import ResNet, Weights, imagenet_weights, load_torchvision
+from seglearn.errors import InputError
 from seglearn.models.layers import parameter_groups, upsample
 
 
@@ -109,6 +110,37 @@ class RefineNetBlock(nn.Module):
         return self.output(self.pooling(x))
 
 
+class SharedBlock(nn.Module):
+    """One block for several stages of the ResNet, in nets of fewer cascades (figure 2 a and b).
+
+    Args:
+        features: channels of the ResNet's maps, the finest first, each half as large as the one before.
+        channels: channels of the result.
+        coarse: channels of the coarser block's result; None for the first block.
+        pools: poolings in the chain.
+    """
+
+    def __init__(self, features: Sequence[int], channels: int, coarse: int | None = None, pools: int = 4) -> None:
+        super().__init__()
+        inputs = [*features] if coarse is None else [*features, coarse]
+        self.adapt = nn.ModuleList(
+            nn.Sequential(conv3x3(width, channels), ResidualConvUnit(channels), ResidualConvUnit(channels))
+            for width in inputs
+        )
+        self.fuse = nn.ModuleList(conv3x3(channels, channels) for _ in inputs)
+        self.pooling = ChainedResidualPooling(channels, pools)
+        self.output = ResidualConvUnit(channels)
+
+    def forward(self, features: Sequence[Tensor], coarse: Tensor | None = None) -> Tensor:
+        """Maps of H, H / 2, H / 4 ... rows, and a coarser block's of the next in the row -> `[N, channels, H, W]`."""
+        maps = [*features] if coarse is None else [*features, coarse]
+        paths = [fuse(adapt(x)) for fuse, adapt, x in zip(self.fuse, self.adapt, maps, strict=True)]
+        x = paths[0]
+        for level, path in enumerate(paths[1:], 1):
+            x = x + upsample(path, 2**level, x.shape[-2:])
+        return self.output(self.pooling(x))
+
+
 class RefineNet(nn.Module):
     """The four-cascaded, single-scale net (figure 2 c), for every height and width from 1 pixel on.
 
@@ -122,6 +154,11 @@ class RefineNet(nn.Module):
         dropout: share of activations dropped after res4, res5 and before the classifier.
         std: standard deviation of the decoder's weights at the start.
         rates: factors on the learning rate, of the ResNet and of the decoder.
+        pools: poolings in each chain; 0 leaves chained pooling out.
+        cascades: blocks between the ResNet and the scores: 4, or 2 or 1 whose blocks serve several stages.
+
+    Raises:
+        InputError: another number of cascades.
     """
 
     def __init__(
@@ -134,16 +171,26 @@ class RefineNet(nn.Module):
         dropout: float = 0.5,
         std: float = 0.01,
         rates: tuple[float, float] = (0.1, 1.0),
+        pools: int = 4,
+        cascades: int = 4,
     ) -> None:
         super().__init__()
-        self.rates = rates
+        if cascades not in (1, 2, 4):
+            raise InputError(f"cascades is {cascades}: the paper has nets of 4, 2 and 1.")
+        self.rates, self.cascades = rates, cascades
         self.backbone = ResNet(depth, width=width, num_classes=None)
         res2, res3, res4, res5 = self.backbone.channels
         first, others = channels
-        self.refine4 = RefineNetBlock(res5, first)
-        self.refine3 = RefineNetBlock(res4, others, coarse=first)
-        self.refine2 = RefineNetBlock(res3, others, coarse=others)
-        self.refine1 = RefineNetBlock(res2, others, coarse=others)
+        if cascades == 4:
+            self.refine4 = RefineNetBlock(res5, first, pools=pools)
+            self.refine3 = RefineNetBlock(res4, others, coarse=first, pools=pools)
+            self.refine2 = RefineNetBlock(res3, others, coarse=others, pools=pools)
+            self.refine1 = RefineNetBlock(res2, others, coarse=others, pools=pools)
+        elif cascades == 2:
+            self.lower = SharedBlock((res4, res5), first, pools=pools)
+            self.upper = SharedBlock((res2, res3), others, coarse=first, pools=pools)
+        else:
+            self.only = SharedBlock(self.backbone.channels, others, pools=pools)
         self.last = nn.Sequential(ResidualConvUnit(others), ResidualConvUnit(others))
         self.classifier = conv3x3(others, num_classes, bias=True)
         self.dropout = nn.Dropout(dropout)
@@ -158,10 +205,17 @@ class RefineNet(nn.Module):
     def scores(self, images: Tensor) -> Tensor:
         """`[N, 3, H, W]` -> `[N, C, H / 4, W / 4]`, rounded up: cell i is centred on pixel 4 i."""
         res2, res3, res4, res5 = self.backbone(images)  # strides 4, 8, 16, 32
-        x = self.refine4(self.dropout(res5))  # [N, 512, H / 32, W / 32]
-        x = self.refine3(self.dropout(res4), x)  # [N, 256, H / 16, W / 16]
-        x = self.refine2(res3, x)  # [N, 256, H / 8, W / 8]
-        x = self.refine1(res2, x)  # [N, 256, H / 4, W / 4]
+        res5, res4 = self.dropout(res5), self.dropout(res4)
+        if self.cascades == 4:
+            x = self.refine4(res5)  # [N, 512, H / 32, W / 32]
+            x = self.refine3(res4, x)  # [N, 256, H / 16, W / 16]
+            x = self.refine2(res3, x)  # [N, 256, H / 8, W / 8]
+            x = self.refine1(res2, x)  # [N, 256, H / 4, W / 4]
+        elif self.cascades == 2:
+            x = self.lower((res4, res5))  # [N, 512, H / 16, W / 16]
+            x = self.upper((res2, res3), x)  # [N, 256, H / 4, W / 4]
+        else:
+            x = self.only((res2, res3, res4, res5))  # [N, 256, H / 4, W / 4]
         return self.classifier(self.dropout(self.last(x)))  # [N, C, H / 4, W / 4]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -191,9 +245,19 @@ def paper(num_classes: int, depth: int = 101) -> RefineNet:
     return RefineNet(num_classes, depth)
 
 
-def laptop(num_classes: int) -> RefineNet:
+def laptop(num_classes: int, pools: int = 4, cascades: int = 4) -> RefineNet:
     """ResNet-18 with a quarter of its width, and a decoder of 64 and 32 channels: 1.8 million parameters.
 
     In training, a batch of one needs an image of more than 32 pixels a side: norms need two values.
     """
-    return RefineNet(num_classes, 18, width=16, channels=(64, 32), dropout=0.1, std=0.03, rates=(1.0, 0.2))
+    return RefineNet(
+        num_classes,
+        18,
+        width=16,
+        channels=(64, 32),
+        dropout=0.1,
+        std=0.03,
+        rates=(1.0, 0.2),
+        pools=pools,
+        cascades=cascades,
+    )

@@ -22,7 +22,7 @@ Differs from the paper:
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,8 @@ from torch import Tensor, nn
 from seglearn.backbones import VGG, Weights, load_torchvision
 from seglearn.errors import InputError
 from seglearn.models.layers import parameter_groups
+
+Keeps = Literal["indices", "nothing", "features"]
 
 
 class Pooled(NamedTuple):
@@ -150,10 +152,18 @@ class SegNetBasic(nn.Module):
         num_classes: number of classes, C in the shapes below.
         width: channels of every layer.
         stages: number of encoders, and of decoders.
+        keeps: what a decoder has of its encoder. "indices" is SegNet; of "nothing" it is left to upsample bilinearly;
+            with "features" the encoder's whole map is added to the unpooled one (the paper's EncoderAddition).
+
+    Raises:
+        InputError: another `keeps`.
     """
 
-    def __init__(self, num_classes: int, width: int = 64, stages: int = 4) -> None:
+    def __init__(self, num_classes: int, width: int = 64, stages: int = 4, keeps: Keeps = "indices") -> None:
         super().__init__()
+        if keeps not in ("indices", "nothing", "features"):
+            raise InputError(f"keeps is {keeps!r}: choose 'indices', 'nothing' or 'features'.")
+        self.keeps, self.width = keeps, width
         self.norm = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75)
         self.encoders = nn.ModuleList()
         self.decoders = nn.ModuleList()
@@ -173,11 +183,30 @@ class SegNetBasic(nn.Module):
         refuse_single_values(self, images, stride=8)
         x, memory = self.norm(images), []
         for encoder in self.encoders:
-            x, pooled = pool(encoder(x))  # [N, width, H / 2, W / 2], then H / 4, W / 4 ... rounded up
-            memory.append(pooled)
+            features = encoder(x)
+            x, pooled = pool(features)  # [N, width, H / 2, W / 2], then H / 4, W / 4 ... rounded up
+            memory.append((pooled, features))
         for decoder in self.decoders:
-            x = decoder(unpool(x, memory.pop()))  # [N, width, H / 8, W / 8] ... [N, width, H, W]
+            x = decoder(self.enlarge(x, *memory.pop()))  # [N, width, H / 8, W / 8] ... [N, width, H, W]
         return self.classifier(x)  # [N, C, H, W]
+
+    def enlarge(self, x: Tensor, pooled: Pooled, features: Tensor) -> Tensor:
+        """`[N, width, h, w] -> [N, width, H, W]`, the size of `features`, with what the decoder keeps of them."""
+        if self.keeps == "nothing":
+            return F.interpolate(x, pooled.size, mode="bilinear", align_corners=False)
+        x = unpool(x, pooled)
+        return x + features if self.keeps == "features" else x
+
+    def decoder_memory(self, height: int, width: int) -> int:
+        """Bytes that the decoders need of the encoders, for one image: 2 bits an index, 4 bytes a feature."""
+        bits = 0
+        for _ in self.encoders:
+            if self.keeps == "features":
+                bits += 32 * self.width * height * width
+            height, width = (height + 1) // 2, (width + 1) // 2
+            if self.keeps != "nothing":
+                bits += 2 * self.width * height * width
+        return bits // 8
 
     def loss(self, images: Tensor, labels: Tensor, criterion: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """`criterion(logits, labels)` at full resolution; the paper's weights of the classes are the criterion's."""
@@ -198,11 +227,11 @@ def laptop(num_classes: int) -> SegNet:
     return SegNet(num_classes, widths=(16, 32, 64, 128, 192), depths=(2, 2, 2, 2, 2))
 
 
-def paper_basic(num_classes: int) -> SegNetBasic:
+def paper_basic(num_classes: int, keeps: Keeps = "indices") -> SegNetBasic:
     """SegNet-Basic, 64 channels wide: 1.4 million parameters."""
-    return SegNetBasic(num_classes)
+    return SegNetBasic(num_classes, keeps=keeps)
 
 
-def laptop_basic(num_classes: int) -> SegNetBasic:
+def laptop_basic(num_classes: int, keeps: Keeps = "indices") -> SegNetBasic:
     """Narrower, since 7x7 kernels at full resolution are slow: 0.2 million parameters."""
-    return SegNetBasic(num_classes, width=24)
+    return SegNetBasic(num_classes, width=24, keeps=keeps)
