@@ -252,7 +252,7 @@ class DeepLabV3(nn.Module):
         Raises:
             InputError: the weights cannot be downloaded, or are of another net.
         """
-        load_torchvision(self.backbone, weights or imagenet_weights(self.backbone))
+        load_torchvision(self.backbone, imagenet_weights(self.backbone) if weights is None else weights)
 
 
 # torchvision's names begin so, and ours so; `backbone` is the same

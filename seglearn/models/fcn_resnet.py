@@ -93,7 +93,7 @@ class FCNResNet(nn.Module):
         Raises:
             InputError: the weights cannot be downloaded, or are of another net.
         """
-        load_torchvision(self.backbone, weights or imagenet_weights(self.backbone))
+        load_torchvision(self.backbone, imagenet_weights(self.backbone) if weights is None else weights)
 
 
 def upsample(scores: Tensor, images: Tensor) -> Tensor:

@@ -174,7 +174,7 @@ class PSPNet(nn.Module):
         Raises:
             InputError: the weights cannot be downloaded, or are of another net.
         """
-        state_dict = torchvision_state_dict(weights or imagenet_weights(self.backbone))
+        state_dict = torchvision_state_dict(imagenet_weights(self.backbone) if weights is None else weights)
         if "conv3.weight" in state_dict:
             state_dict = from_semseg(state_dict)
         elif "conv1.weight" in state_dict:

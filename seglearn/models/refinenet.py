@@ -237,7 +237,7 @@ class RefineNet(nn.Module):
         Raises:
             InputError: the weights cannot be downloaded, or are those of another net.
         """
-        load_torchvision(self.backbone, weights or imagenet_weights(self.backbone))
+        load_torchvision(self.backbone, imagenet_weights(self.backbone) if weights is None else weights)
 
 
 def paper(num_classes: int, depth: int = 101) -> RefineNet:
