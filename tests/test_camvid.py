@@ -110,6 +110,11 @@ def test_missing_picture(camvid: Path) -> None:
         CamVid("train")
 
 
+def test_a_split_of_another_size_is_warned_of(camvid: Path) -> None:
+    with pytest.warns(UserWarning, match="CamVid train has 12 pictures here, the published split 367"):
+        CamVid("train")
+
+
 def test_a_picture_in_two_splits(camvid: Path) -> None:
     with (camvid / "val.txt").open("a") as lines:
         lines.write("/SegNet/CamVid/train/train_003.png /SegNet/CamVid/trainannot/train_003.png\n")

@@ -45,6 +45,11 @@ def test_label_ids_become_train_ids(tree: Path) -> None:
     assert label.flatten().tolist() == [TRAIN_IDS.get(id, 255) for id in range(34)]
 
 
+def test_a_split_of_another_size_is_warned_of(tree: Path) -> None:
+    with pytest.warns(UserWarning, match=r"Cityscapes train has \d+ pictures here, the published split 2975"):
+        Cityscapes("train", tree)
+
+
 def test_classes_and_palette() -> None:
     assert Cityscapes.classes[:4] == ("road", "sidewalk", "building", "wall") and len(Cityscapes.classes) == 19
     assert Cityscapes.classes[-3:] == ("train", "motorcycle", "bicycle")

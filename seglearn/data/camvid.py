@@ -16,7 +16,7 @@ from pathlib import Path
 import pooch
 from tqdm.auto import tqdm
 
-from seglearn.data.files import FileDataset, brief, check_disjoint, data_root
+from seglearn.data.files import FileDataset, brief, check_disjoint, data_root, warn_of_size
 from seglearn.errors import InputError
 
 CLASSES = (
@@ -66,7 +66,7 @@ class CamVid(FileDataset):
 
     An item is `(image uint8 [3, 360, 480], label uint8 [360, 480])`, labels 0..10 and 11 for void.
 
-    At load, no picture of the split may be listed for another one. `seglearn data check` notes other sizes of splits.
+    At load, no picture of the split may be listed for another one, and a split of another size is warned of.
 
     Raises:
         InputError: unknown split; split neither found nor fetched; a picture in two splits; and what `FileDataset`
@@ -100,6 +100,7 @@ class CamVid(FileDataset):
         listed = [name for name in SPLITS if name == split or is_present(self.folder, name)]
         names = {name: read_list(self.folder, name) for name in listed}
         check_disjoint({name: [image for image, _ in pairs] for name, pairs in names.items()})
+        warn_of_size("CamVid", split, len(names[split]), SPLITS[split])
         images, masks = self.folder / split, self.folder / f"{split}annot"
         super().__init__(split, [(images / image, masks / mask) for image, mask in names[split]], preflight)
 

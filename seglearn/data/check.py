@@ -29,7 +29,7 @@ from seglearn.errors import InputError
 
 # A tree of files is known by a folder that only it has; any other path is a `Folder`.
 MARKERS = {"leftImg8bit": "cityscapes", "trainannot": "camvid", "oxford-iiit-pet": "pets", "VOCdevkit": "voc2012"}
-# Only noted here: the other datasets of fixed size refuse another one when they are loaded.
+# Only noted, and warned of when they are loaded: the other datasets of fixed size refuse another one.
 EXPECTED = {"camvid": camvid.SPLITS, "cityscapes": cityscapes.SPLITS}
 SHOWN = 8  # sentences of one kind on the page
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 from torchvision.datasets import Cityscapes as Torchvision
 
-from seglearn.data.files import FileDataset, check_disjoint, data_root, first_with, read_mask
+from seglearn.data.files import FileDataset, check_disjoint, data_root, first_with, read_mask, warn_of_size
 from seglearn.errors import InputError
 
 SPLITS = {"train": 2975, "val": 500}
@@ -63,6 +63,7 @@ class Cityscapes(FileDataset):
         other = "val" if split == "train" else "train"
         names = {each: [image.name for image, _ in list_split(self.folder, each)] for each in (split, other)}
         check_disjoint(names)
+        warn_of_size("Cityscapes", split, len(pairs), SPLITS[split])
         super().__init__(split, pairs, preflight)
         self.ids = [image.stem.removesuffix("_leftImg8bit") for image, _ in pairs]
 

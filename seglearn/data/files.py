@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -133,6 +134,16 @@ def pictures_in(folder: Path) -> dict[str, Path]:
                 )
             found[path.stem] = path
     return found
+
+
+def warn_of_size(name: str, split: str, found: int, published: int) -> None:
+    """Warn where a split has another size than the published one: its scores cannot be set beside others'."""
+    if found != published:
+        warnings.warn(
+            f"{name} {split} has {found} pictures here, the published split {published}: scores on it are not "
+            "comparable with others'.",
+            stacklevel=3,  # whoever made the dataset
+        )
 
 
 def check_disjoint(splits: Mapping[str, Sequence[str]]) -> None:
