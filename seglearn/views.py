@@ -159,7 +159,7 @@ def starts(side: int, window: int, overlap: float) -> list[int]:
 
 
 def rows_of(logits: Tensor, size: tuple[int, int], first: int, last: int) -> Tensor:
-    """Rows `first` to `last` of the logits [C, h, w] resized to [C, *size], bilinear: [C, last - first, size[1]]."""
+    """Rows `first` to `last` of the logits [C, h, w] resized to `size`, bilinear: [C, last - first, size[1]]."""
     height, width = size
     if logits.shape[1:] == (height, width):
         return logits[:, first:last]
