@@ -93,11 +93,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     evaluate = add("evaluate", evaluate_command, "Score a checkpoint on a split: IoU of each class and the means.")
-    evaluate.add_argument("checkpoint", type=Path, help="a run's folder (its best weights) or a .safetensors file")
-    evaluate.add_argument("--data", help="dataset; default: the one it was trained on")
-    evaluate.add_argument("--split", default="val", help="default: val")
-    evaluate.add_argument("--root", help="folder of the data")
-    evaluate.add_argument("--precision", default="auto", help="auto, 32-true, bf16-mixed or 16-mixed; default: auto")
     evaluate.add_argument("--bootstrap", action="store_true", help="the 95 %% interval of the mIoU over images")
     evaluate.add_argument("--boundary", action="store_true", help="boundary F1, and the mIoU near borders")
     evaluate.add_argument("--calibration", action="store_true", help="how far confidence and accuracy are apart")
@@ -112,15 +107,17 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--out", type=Path, help="write scores and confusion matrix to this JSON file")
 
     search = add("crf-search", crf_search_command, "Search the CRF that goes behind a checkpoint, and say if it helps.")
-    search.add_argument("checkpoint", type=Path, help="a run's folder (its best weights) or a .safetensors file")
-    search.add_argument("--data", help="dataset; default: the one it was trained on")
-    search.add_argument("--split", default="val", help="default: val")
-    search.add_argument("--root", help="folder of the data")
-    search.add_argument("--precision", default="auto", help="auto, 32-true, bf16-mixed or 16-mixed; default: auto")
     search.add_argument(
         "--every", type=int, default=5, help="choose on every so many-th image, score on the others; default: 5"
     )
     search.add_argument("--out", type=Path, help="the JSON file; default: crf.json beside the checkpoint")
+
+    for command in (evaluate, search):
+        command.add_argument("checkpoint", type=Path, help="a run's folder (its best weights) or a .safetensors file")
+        command.add_argument("--data", help="dataset; default: the one it was trained on")
+        command.add_argument("--split", default="val", help="default: val")
+        command.add_argument("--root", help="folder of the data")
+        command.add_argument("--precision", default="auto", help="auto, 32-true, bf16-mixed or 16-mixed; default: auto")
 
     board = add(
         "leaderboard",
@@ -400,7 +397,7 @@ def crf_search_command(arguments: argparse.Namespace) -> int:
     from seglearn.crf.search import crf_search
     from seglearn.training.checkpoint import load_model, write_atomically
     from seglearn.training.device import choose_memory_format, describe_machine, start_fabric
-    from seglearn.training.loop import split_hash
+    from seglearn.training.loop import describe_split
     from seglearn.views import view_of
 
     fabric = start_fabric(arguments.precision)
@@ -420,12 +417,7 @@ def crf_search_command(arguments: argparse.Namespace) -> int:
         **found,
         "checkpoint": {key: metadata.get(key) for key in ("model", "size", "options", "recipe", "epoch", "miou")},
         "seglearn": seglearn.__version__,
-        "data": {
-            "name": dataset.name,
-            "split": dataset.split,
-            "images": len(dataset),
-            "sha256": split_hash(dataset),
-        },
+        "data": describe_split(dataset),
         "machine": describe_machine(fabric, choose_memory_format()),
         "seconds": time.monotonic() - started,
     }

@@ -37,7 +37,7 @@ from seglearn.inference import evaluation_mode, predict
 from seglearn.metrics import confusion_matrix, scores
 from seglearn.training.checkpoint import load_model, read_weights, write_atomically
 from seglearn.training.device import measure_together, start_fabric
-from seglearn.training.loop import interruptible, split_hash
+from seglearn.training.loop import describe_split, interruptible
 from seglearn.training.recipe import Recipe, load_recipe, recipe_names
 from seglearn.training.samples import InMemory
 
@@ -243,11 +243,7 @@ def make_entry(run: Run, dataset: SegmentationDataset) -> dict[str, Any]:
         **run.key(),
         "split": dataset.split,
         "model": run.recipe.model,
-        "data": {
-            "name": dataset.name,
-            "images": len(dataset),
-            "sha256": split_hash(dataset),
-        },
+        "data": describe_split(dataset),
         **found,
         "epoch": result["epoch"],
         "val_miou": result["miou"],

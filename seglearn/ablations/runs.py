@@ -40,7 +40,7 @@ from seglearn.leaderboard import (
 from seglearn.metrics import confusion_matrix, scores
 from seglearn.training.checkpoint import load_model, write_atomically
 from seglearn.training.device import choose_memory_format, measure_together, start_fabric
-from seglearn.training.loop import make_optimizer, split_hash
+from seglearn.training.loop import describe_split, make_optimizer
 from seglearn.training.modes import freeze, start_training
 from seglearn.training.recipe import Recipe, load_recipe
 from seglearn.training.rehearsal import cost
@@ -170,12 +170,7 @@ def make_entry(arm: Arm, run: Run, dataset: SegmentationDataset) -> Entry:
         "seconds": {"training": result["seconds"]["training"], "test": time.monotonic() - started},
         "machine": result["machine"],
         "seglearn": result["seglearn"],
-        "data": {
-            "name": dataset.name,
-            "split": dataset.split,
-            "images": len(dataset),
-            "sha256": split_hash(dataset),
-        },
+        "data": describe_split(dataset),
     }
 
 

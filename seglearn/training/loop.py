@@ -76,17 +76,10 @@ def train(recipe: Recipe, folder: str | os.PathLike[str], resume: bool = False) 
     check_batch(recipe, len(train_set), fabric.world_size)
     view = recipe.view()
 
-    torch.manual_seed(recipe.seed)
+    net, loaded = build_net(recipe, train_set.num_classes, fabric.world_size, resume)
+    for line in loaded:
+        fabric.print(line)
     memory_format = choose_memory_format()
-    net = models.create(recipe.model, train_set.num_classes, recipe.size, **recipe.options)
-    if recipe.backbone_weights and not resume:
-        load_backbone(net, recipe)
-    if recipe.init_from and not resume:
-        skipped = init_weights(net, Path(recipe.init_from))
-        fabric.print(f"started from {recipe.init_from}; kept their own start: {', '.join(skipped) or 'none'}")
-    freeze(net, recipe.freeze)
-    start_training(net)
-    check_normalisation(net, recipe.batch_size // fabric.world_size // recipe.accumulate)
     net = net.to(memory_format=memory_format)
     model, optimizer = fabric.setup(net, make_optimizer(net, recipe))
     model.mark_forward_method("loss")
@@ -202,6 +195,27 @@ def train(recipe: Recipe, folder: str | os.PathLike[str], resume: bool = False) 
     return finish(recipe, folder, fabric, net, val_set, state, memory_format)
 
 
+def build_net(recipe: Recipe, num_classes: int, processes: int, resume: bool = False) -> tuple[Any, list[str]]:
+    """The recipe's model, ready to train, and what it was started from, in words; nothing is loaded to `resume`.
+
+    Raises:
+        InputError: weights to start from that are not there or do not fit; batches too small for the model's norms.
+    """
+    torch.manual_seed(recipe.seed)
+    net = models.create(recipe.model, num_classes, recipe.size, **recipe.options)
+    loaded = []
+    if recipe.backbone_weights and not resume:
+        load_backbone(net, recipe)
+        loaded.append(f"the backbone starts from {recipe.backbone_weights}")
+    if recipe.init_from and not resume:
+        skipped = init_weights(net, Path(recipe.init_from))
+        loaded.append(f"started from {recipe.init_from}; kept their own start: {', '.join(skipped) or 'none'}")
+    freeze(net, recipe.freeze)
+    start_training(net)
+    check_normalisation(net, recipe.batch_size // processes // recipe.accumulate)
+    return net, loaded
+
+
 def load_backbone(net: nn.Module, recipe: Recipe) -> None:
     """Start the net's backbone from the recipe's classifier.
 
@@ -315,12 +329,12 @@ def prepare_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
         )
 
 
-def split_hash(dataset: SegmentationDataset) -> str:
-    """SHA-256 over names and labels of a split: two results with one hash were scored on the same data."""
+def describe_split(dataset: SegmentationDataset) -> dict[str, Any]:
+    """Which split a result is of. Two results with one hash, over names and labels, were scored on the same data."""
     digest = hashlib.sha256()
     for index, name in enumerate(dataset.ids):
         digest.update(name.encode() + dataset[index][1].numpy().tobytes())
-    return digest.hexdigest()
+    return {"name": dataset.name, "split": dataset.split, "images": len(dataset), "sha256": digest.hexdigest()}
 
 
 def describe(recipe: Recipe, dataset: SegmentationDataset, epoch: int, result: Scores) -> dict[str, Any]:
@@ -359,12 +373,7 @@ def finish(
         "recipe": json.loads(json.dumps(recipe.__dict__)),
         "seed": recipe.seed,
         "seglearn": seglearn.__version__,
-        "data": {
-            "name": dataset.name,
-            "split": dataset.split,
-            "images": len(dataset),
-            "sha256": split_hash(dataset),
-        },
+        "data": describe_split(dataset),
         "machine": describe_machine(fabric, memory_format),
         "parameters": sum(parameter.numel() for parameter in net.parameters()),
         "seconds": {

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from seglearn import data, losses, models
 from seglearn.data.transforms import normalize
-from seglearn.training.checkpoint import init_weights
 from seglearn.training.device import choose_memory_format, start_fabric
-from seglearn.training.loop import check_batch, load_backbone, make_optimizer, set_rate
-from seglearn.training.modes import check_normalisation, freeze, start_training
+from seglearn.training.loop import build_net, check_batch, make_optimizer, set_rate
+from seglearn.training.modes import freeze, start_training
 from seglearn.training.recipe import Recipe
 from seglearn.training.samples import Augmented
 
@@ -38,7 +36,7 @@ class Rehearsal:
         memory: bytes that the backward pass needs of one image at the recipe's crop, in float32, without weights.
         weights: bytes of weights, gradients and the optimiser's state.
         seconds: of the whole run on this device, at the speed of these steps.
-        lines: what was loaded, in words.
+        lines: what was found and loaded, in words.
     """
 
     parameters: int
@@ -81,19 +79,9 @@ def rehearse(recipe: Recipe) -> Rehearsal:
     val_set = data.create(recipe.data, "val", recipe.root)
     check_batch(recipe, len(train_set), fabric.world_size)
     steps = recipe.epochs * (len(train_set) // recipe.batch_size)
-    lines = [f"{train_set.name}: {len(train_set):,} images of {train_set.split}, {len(val_set):,} of val"]
+    found = f"{train_set.name}: {len(train_set):,} images of {train_set.split}, {len(val_set):,} of val"
 
-    torch.manual_seed(recipe.seed)
-    net = models.create(recipe.model, train_set.num_classes, recipe.size, **recipe.options)
-    if recipe.backbone_weights:
-        load_backbone(net, recipe)
-        lines.append(f"the backbone starts from {recipe.backbone_weights}")
-    if recipe.init_from:
-        skipped = init_weights(net, Path(recipe.init_from))
-        lines.append(f"started from {recipe.init_from}; kept their own start: {', '.join(skipped) or 'none'}")
-    freeze(net, recipe.freeze)
-    start_training(net)
-    check_normalisation(net, recipe.batch_size // fabric.world_size // recipe.accumulate)
+    net, loaded = build_net(recipe, train_set.num_classes, fabric.world_size)
     memory_format = choose_memory_format()
     net = net.to(fabric.device).to(memory_format=memory_format)
     optimizer = make_optimizer(net, recipe)
@@ -133,7 +121,7 @@ def rehearse(recipe: Recipe) -> Rehearsal:
         memory=memory,
         weights=sum(p.nbytes for p in net.parameters()) + sum(p.nbytes for p in learning) + state,
         seconds=steps * seconds[-1] * flops / (per_small_image * batch),  # the first step sets things up
-        lines=lines,
+        lines=[found, *loaded],
     )
 
 
