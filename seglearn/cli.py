@@ -138,7 +138,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="train on CamVid and on generated scenes, score each on both; default recipe: laptop/fcn8s",
     )
-    task.add_argument("--ship", action="store_true", help="copy the median seeds' weights into the package, as float16")
+    task.add_argument("--ship", action="store_true", help="copy the median seeds' weights into the package, as int8")
 
     ablate = add(
         "ablate",

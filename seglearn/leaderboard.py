@@ -466,7 +466,7 @@ def table(results: Results, split: str = "val", dataset: str = "camvid") -> str:
 def ship(
     names: Sequence[str], runs: Path, out: Path, dataset: str = "camvid", folder: Path = weights.FOLDER
 ) -> list[str]:
-    """Copy the best weights of each recipe's median seed (by val mIoU) as float16 into the package.
+    """Copy the best weights of each recipe's median seed (by val mIoU) as int8 into the package.
 
     Args:
         names: recipes as the leaderboard names them; none: all of it.
@@ -490,14 +490,14 @@ def ship(
         entry = ranked[(len(ranked) - 1) // 2]
         source = runs / f"{Path(name).name}-{entry['seed']}-{entry['hash'][:8]}" / "best.safetensors"
         tensors, metadata = read_weights(source)
-        tensors = weights.halve(tensors)
+        tensors = weights.pack(tensors)
         median = f"the median of {len(ranked)} seeds by val mIoU" if len(ranked) > 1 else "the only seed that was run"
         scored = ("miou", "classes_averaged", "pixel_accuracy", "class_accuracy", "boundary_f1", "iou", "data", "split")
         metadata |= {
             "seed": entry["seed"],
             "scores": {key: entry[key] for key in scored},
             "origin": f"`seglearn leaderboard {name}`, seed {entry['seed']} ({median}), the weights of epoch "
-            f"{entry['epoch']}, which has the highest mIoU of those evaluated; kernels rounded to float16",
+            f"{entry['epoch']}, which has the highest mIoU of those evaluated; kernels rounded to int8",
             "hash": entry["hash"],
             "machine": entry["machine"],
             "licence": weights.LICENCE[dataset],

@@ -21,6 +21,7 @@ from seglearn.losses import (
     dice,
     enet_weights,
     focal,
+    inverse_sqrt_weights,
     lovasz_softmax,
     median_frequency_weights,
     ohem,
@@ -346,6 +347,13 @@ def test_enet_weights_of_camvid() -> None:
     torch.testing.assert_close(labelled, 1 / (1.02 + share).log(), rtol=2e-3, atol=0)
     assert (labelled < with_void).all() and (labelled / with_void).min() > 0.96
     assert enet_weights(torch.tensor([0, 7]))[0].item() == pytest.approx(1 / math.log(1.02))
+
+
+def test_inverse_sqrt_weights_lie_half_way_between_no_weights_and_equal_shares() -> None:
+    counts = torch.tensor([900, 100, 0])
+    weights = inverse_sqrt_weights(counts)
+    assert weights[1] / weights[0] == pytest.approx(3)  # sqrt of 9 times as many pixels
+    assert weights[2] == 0 and weights.dtype == torch.float32
 
 
 def test_median_frequency_weights_of_camvid_in_both_readings() -> None:

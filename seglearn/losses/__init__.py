@@ -24,6 +24,7 @@ from seglearn.losses.weights import (
     class_weights,
     count_pixels,
     enet_weights,
+    inverse_sqrt_weights,
     median_frequency_weights,
 )
 
@@ -91,6 +92,7 @@ __all__ = [
     "cross_entropy",
     "dice",
     "enet_weights",
+    "inverse_sqrt_weights",
     "focal",
     "lovasz_softmax",
     "median_frequency_weights",

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from seglearn import models
 from seglearn.errors import InputError
+from seglearn.weights import unpack
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -65,7 +66,7 @@ def save_weights(path: Path, model: nn.Module, metadata: dict[str, Any]) -> None
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and metadata of a `.safetensors` file.
+    """Weights and metadata of a `.safetensors` file; the kernels of shipped ones as float32.
 
     Raises:
         InputError: the file is not there or is not safetensors.
@@ -75,7 +76,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (no mapping)
+            return unpack({name: file.get_tensor(name) for name in file.keys()}), metadata  # noqa: SIM118 (no mapping)
     except (SafetensorError, json.JSONDecodeError) as error:
         raise InputError(
             f"checkpoint {path} cannot be read ({error}): it is damaged or no safetensors file."

@@ -40,8 +40,8 @@ class Recipe:
         loss: cross_entropy, focal (gamma 2), ohem (pixels whose true class has a probability of at most 0.7, at least
             1/16 of all), dice, lovasz, or a sum such as cross_entropy+dice.
         class_weights: how rare classes are weighted in cross_entropy, focal and ohem. enet: 1 / ln(1.02 + share of the
-            pixels). median_frequency: the median of the classes' frequencies divided by the class's own, each a share
-            of the pixels of those images that hold the class.
+            pixels). inverse_sqrt: 1 / sqrt(share of the pixels). median_frequency: the median of the classes'
+            frequencies divided by the class's own, each a share of the pixels of those images that hold the class.
         optimizer: sgd (with momentum) or adamw.
         lr: learning rate at the start; a model multiplies it for some parameters.
         momentum: of sgd; for adamw its first beta.
@@ -86,7 +86,7 @@ class Recipe:
     blur: float = 0.0
     max_class_share: float = 1.0
     loss: str = "cross_entropy"
-    class_weights: Literal["none", "enet", "median_frequency"] = "none"
+    class_weights: Literal["none", "enet", "inverse_sqrt", "median_frequency"] = "none"
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.01
     momentum: float = 0.9

@@ -45,17 +45,40 @@ def checkpoint(data: str, name: str) -> Path:
     return FOLDER / data / f"{name}.safetensors"
 
 
-def halve(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Kernels as float16. Vectors (biases, norms) stay as they are: they weigh nothing, and variances may not fit.
+SCALE = ":scale"  # no parameter has a colon in its name
+
+
+def pack(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Kernels as int8, a byte a weight, with one float32 factor a filter under `NAME:scale`; `unpack` reverses it.
+
+    A filter's weights are rounded to 255 steps between plus and minus its largest one. Vectors (biases, norms) stay as
+    they are: they weigh nothing.
 
     Raises:
-        InputError: a weight that float16 cannot hold.
+        InputError: a weight that is not finite.
     """
-    halved = {name: t.half() if t.is_floating_point() and t.dim() > 1 else t for name, t in tensors.items()}
-    for name, tensor in halved.items():
+    packed = {}
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or tensor.dim() < 2:
+            packed[name] = tensor
+            continue
         if not tensor.isfinite().all():
-            raise InputError(f"{name} has weights beyond {torch.finfo(torch.half).max:.0f}: float16 cannot hold them.")
-    return halved
+            raise InputError(f"{name} has weights that are not finite: this net cannot be shipped.")
+        largest = tensor.float().flatten(1).abs().amax(1)  # [filters]
+        scale = torch.where(largest > 0, largest / 127, 1)
+        packed[name] = (tensor / scale.view(-1, *[1] * (tensor.dim() - 1))).round().to(torch.int8)
+        packed[name + SCALE] = scale
+    return packed
+
+
+def unpack(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The kernels that `pack` rounded, as float32 again; tensors that it did not make are returned as they are."""
+    scales = {name.removesuffix(SCALE): tensor for name, tensor in tensors.items() if name.endswith(SCALE)}
+    return {
+        name: tensor * scales[name].view(-1, *[1] * (tensor.dim() - 1)) if name in scales else tensor
+        for name, tensor in tensors.items()
+        if not name.endswith(SCALE)
+    }
 
 
 def load_into(model: nn.Module, data: str, name: str, options: dict[str, Any]) -> None:
@@ -70,4 +93,4 @@ def load_into(model: nn.Module, data: str, name: str, options: dict[str, Any]) -
     trained = read_weights(path)[1]["options"]
     if trained != json.loads(json.dumps(options)):  # JSON knows no tuples
         raise InputError(f"The {data} weights of {name} were trained with options {trained}, not {options}.")
-    load_weights(model, path)  # copying into float32 parameters converts
+    load_weights(model, path)
