@@ -22,7 +22,7 @@ from seglearn.errors import InputError
 from seglearn.training import Recipe, load_model, load_recipe, recipe_names, train
 from seglearn.training import loop as module
 from seglearn.training.checkpoint import load_state, read_weights, save_weights, write_atomically
-from seglearn.training.modes import freeze, recompute_batch_norm
+from seglearn.training.modes import freeze, recompute_batch_norm, synchronise_norms
 from seglearn.training.samples import Augmented, Batches
 from seglearn.views import View
 
@@ -389,6 +389,26 @@ def test_augmentation_differs_by_epoch_and_not_by_order(camvid: Path) -> None:
     first = samples[(0, 3)][0]
     other = samples[(1, 3)][0]
     assert torch.equal(samples[(0, 3)][0], first) and not torch.equal(first, other)
+
+
+def test_learning_rate_drops_to_a_tenth_where_the_recipe_says() -> None:
+    recipe = replace(SMALL, lr=0.1, power=0.0, warmup=0.0, drops=(0.5, 0.75))
+    rates = [module.learning_rate(recipe, step, 100) for step in (0, 49, 50, 74, 75, 99)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    with pytest.raises(InputError, match="drops is"):
+        replace(SMALL, drops=(50,)).check()
+
+
+def test_norms_are_synchronised_only_where_gpus_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = models.create("gcn", 3, "laptop")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="sync_norms needs GPUs"):
+        synchronise_norms(net)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    names, training = list(net.state_dict()), sum(isinstance(m, nn.BatchNorm2d) for m in net.modules())
+    synchronised = synchronise_norms(net)
+    assert list(synchronised.state_dict()) == names
+    assert sum(isinstance(m, nn.SyncBatchNorm) for m in synchronised.modules()) == training > 10
 
 
 def test_learning_rate_is_poly_at_every_step() -> None:

@@ -337,7 +337,7 @@ def estimate(arm: Arm, recipe: Recipe, images: int, classes: int = 11, void: int
     fabric = start_fabric(recipe.precision)
     layout = choose_memory_format()
     net: Any = models.create(recipe.model, classes, recipe.size, **recipe.options)
-    freeze(net, recipe.freeze)
+    freeze(net, recipe.freeze, recipe.freeze_norms)
     start_training(net)
     net = net.to(fabric.device).to(memory_format=layout)
     optimizer, criterion = make_optimizer(net, recipe), losses.create(recipe.loss, void)

@@ -286,10 +286,14 @@ def from_torchvision(num_classes: int = 21, weights: Weights | None = None, dept
 
 
 def paper(
-    num_classes: int, depth: int = 101, multi_grid: Sequence[int] = (1, 2, 4), cascade: int | None = None
+    num_classes: int,
+    depth: int = 101,
+    multi_grid: Sequence[int] = (1, 2, 4),
+    cascade: int | None = None,
+    output_stride: int = 16,
 ) -> DeepLabV3:
     """ResNet-101, multi-grid (1, 2, 4), ASPP (6, 12, 18), output stride 16: 58 million parameters."""
-    return DeepLabV3(num_classes, depth, multi_grid=multi_grid, cascade=cascade)
+    return DeepLabV3(num_classes, depth, multi_grid=multi_grid, output_stride=output_stride, cascade=cascade)
 
 
 def laptop(

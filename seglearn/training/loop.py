@@ -46,7 +46,13 @@ from seglearn.training.checkpoint import (
     write_atomically,
 )
 from seglearn.training.device import choose_memory_format, describe_machine, evaluate_together, start_fabric
-from seglearn.training.modes import check_normalisation, freeze, recompute_batch_norm, start_training
+from seglearn.training.modes import (
+    check_normalisation,
+    freeze,
+    recompute_batch_norm,
+    start_training,
+    synchronise_norms,
+)
 from seglearn.training.recipe import Recipe
 from seglearn.training.samples import Augmented, Batches, InMemory, generator
 
@@ -202,7 +208,7 @@ def build_net(recipe: Recipe, num_classes: int, processes: int, resume: bool = F
         InputError: weights to start from that are not there or do not fit; batches too small for the model's norms.
     """
     torch.manual_seed(recipe.seed)
-    net = models.create(recipe.model, num_classes, recipe.size, **recipe.options)
+    net: Any = models.create(recipe.model, num_classes, recipe.size, **recipe.options)
     loaded = []
     if recipe.backbone_weights and not resume:
         load_backbone(net, recipe)
@@ -210,9 +216,11 @@ def build_net(recipe: Recipe, num_classes: int, processes: int, resume: bool = F
     if recipe.init_from and not resume:
         skipped = init_weights(net, Path(recipe.init_from))
         loaded.append(f"started from {recipe.init_from}; kept their own start: {', '.join(skipped) or 'none'}")
-    freeze(net, recipe.freeze)
+    freeze(net, recipe.freeze, recipe.freeze_norms)
     start_training(net)
     check_normalisation(net, recipe.batch_size // processes // recipe.accumulate)
+    if recipe.sync_norms and processes > 1:
+        net = synchronise_norms(net)
     return net, loaded
 
 
@@ -243,9 +251,10 @@ def make_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
-    """The rate at `step` of `steps`: a linear warm-up times the poly schedule, a pure function of the step."""
+    """The rate at `step` of `steps`: a linear warm-up, the poly schedule and the drops, a pure function of the step."""
     warmup = min(1.0, (step + 1) / max(1.0, recipe.warmup * steps))
-    return recipe.lr * warmup * (1 - step / steps) ** recipe.power
+    drop = 0.1 ** sum(step >= share * steps for share in recipe.drops)
+    return recipe.lr * warmup * (1 - step / steps) ** recipe.power * drop
 
 
 def set_rate(optimizer: Any, recipe: Recipe, step: int, steps: int) -> float:

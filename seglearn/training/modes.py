@@ -16,8 +16,10 @@ from seglearn.inference import evaluation_mode
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
-def freeze(net: nn.Module, names: Sequence[str]) -> None:
+def freeze(net: nn.Module, names: Sequence[str], norms: bool = False) -> None:
     """Take the named modules out of training: no gradient, and (by `start_training`) no update of norms.
+
+    With `norms`, all batch normalisation as well, with its scale and shift.
 
     Raises:
         InputError: the model has no module of such a name; or nothing is left to train.
@@ -28,6 +30,10 @@ def freeze(net: nn.Module, names: Sequence[str]) -> None:
             near = get_close_matches(name, [known for known in modules if known], 1, cutoff=0)[0]
             raise InputError(f"freeze names {name!r}, which this model does not have: did you mean {near!r}?")
         modules[name].requires_grad_(False)
+    if norms:
+        for module in modules.values():
+            if isinstance(module, BATCH_NORM):
+                module.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in net.parameters()):
         raise InputError(f"freeze {list(names)} holds every parameter of the model: leave one out.")
 
@@ -39,6 +45,17 @@ def start_training(net: nn.Module) -> None:
         own = list(module.parameters())
         if own and not any(parameter.requires_grad for parameter in own):
             module.eval()
+
+
+def synchronise_norms(net: nn.Module) -> nn.Module:
+    """The net with batch normalisation over the images of all processes; names and weights stay.
+
+    Raises:
+        InputError: there is no GPU, and PyTorch synchronises norms on GPUs only.
+    """
+    if not torch.cuda.is_available():
+        raise InputError("sync_norms needs GPUs, and this machine has none: leave it out, or use one process.")
+    return nn.SyncBatchNorm.convert_sync_batchnorm(net)
 
 
 def check_normalisation(net: nn.Module, images: int) -> None:

@@ -56,7 +56,10 @@ class Recipe:
         backbone_weights: classifier that the paper's size starts from: imagenet for torchvision's weights, downloaded
             once and checked, or a file of such weights (.pth or .safetensors).
         init_from: checkpoint (`.safetensors`) to start from; parameters that do not fit are listed and skipped.
+        drops: shares of the steps after which the rate falls to a tenth, such as `[0.5, 0.75]`, besides `power`.
         freeze: modules of the model that keep the weights and norms they start from, such as `[front_end]`.
+        freeze_norms: all batch normalisation keeps its statistics, scale and shift, as small batches need it.
+        sync_norms: batch normalisation sees the images of all processes together; GPUs only, nothing for one process.
         recompute_batch_norm: before every evaluation, average the norms' statistics anew over the training images.
         accumulate: a step's batch is computed in so many parts, one after the other, for the same update with less
             memory. Norms see one part at a time.
@@ -100,7 +103,10 @@ class Recipe:
     seed: int = 0
     backbone_weights: str | None = None
     init_from: str | None = None
+    drops: tuple[float, ...] = ()
     freeze: tuple[str, ...] = ()
+    freeze_norms: bool = False
+    sync_norms: bool = False
     recompute_batch_norm: bool = False
     accumulate: int = 1
     reduction: Literal["mean", "sum"] = "mean"
@@ -114,7 +120,7 @@ class Recipe:
         height, width = self.crop
         low, high = self.scale
         self.crop, self.scale = (height, width), (low, high)
-        self.freeze, self.test_scales = tuple(self.freeze), tuple(self.test_scales)
+        self.freeze, self.test_scales, self.drops = tuple(self.freeze), tuple(self.test_scales), tuple(self.drops)
         if self.test_window is not None:
             height, width = self.test_window
             self.test_window = (height, width)
@@ -144,6 +150,8 @@ class Recipe:
             raise InputError(f"lr is {self.lr}: it must be above 0.")
         if not 0 <= self.warmup < 1:
             raise InputError(f"warmup is {self.warmup}: it is a share of all steps, at least 0 and below 1.")
+        if any(not 0 < share < 1 for share in self.drops):
+            raise InputError(f"drops is {list(self.drops)}: each is a share of all steps, above 0 and below 1.")
         if not 0 <= self.ema < 1:
             raise InputError(f"ema is {self.ema}: it must be at least 0 (off) and below 1.")
 

@@ -146,7 +146,7 @@ def _cost(recipe: Recipe, crop: tuple[int, ...], classes: int, ignore_index: int
         return nn.functional.cross_entropy(logits.float(), label.long(), ignore_index=ignore_index)
 
     net = models.create(recipe.model, classes, recipe.size, **recipe.options)
-    freeze(net, recipe.freeze)
+    freeze(net, recipe.freeze, recipe.freeze_norms)
     start_training(net)
     images, labels = torch.zeros(IMAGES, 3, *crop), torch.zeros(IMAGES, *crop, dtype=torch.long)  # norms refuse one
     with FlopCounterMode(display=False) as counter:
