@@ -220,11 +220,12 @@ STYLE = """<style>
 </style>"""
 
 
-def _page(content: str) -> HTML:
+def page(content: str) -> HTML:
+    """HTML for a notebook, in the style of the tables here."""
     return HTML(f'<div class="papers">{STYLE}{content}</div>')
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = ()) -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = ()) -> str:
     """Rows of HTML as a table whose rows become blocks on a narrow screen."""
     head = "".join(f"<th>{escape(title)}</th>" for title in header)
     body = ""
@@ -279,7 +280,7 @@ def card(key: str) -> HTML:
         "authors' code": code,
         "contributions": "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in paper.contributions) + "</ul>",
     }
-    return _page(
+    return page(
         "<table>" + "".join(f"<tr><th>{row}</th><td>{cell}</td></tr>" for row, cell in rows.items()) + "</table>"
     )
 
@@ -313,7 +314,7 @@ def scores(key: str, benchmark: str | None = None) -> HTML:
         )
         for score in found
     ]
-    return _page(_table(header, rows, numbers=(1,)))
+    return page(table(header, rows, numbers=(1,)))
 
 
 def sheet() -> HTML:
@@ -326,7 +327,7 @@ def sheet() -> HTML:
         parts = (paper.backbone, strides, paper.skips, paper.context, paper.decoder, paper.postprocessing)
         name = f"{paper.name}, {paper.date[:4]}"
         rows.append([escape(name), "<br>".join(map(escape, voc)) or "no score", *map(escape, parts)])
-    return _page(_table(header, rows))
+    return page(table(header, rows))
 
 
 COLUMNS = {"decoder": 0, "before": 1, "backbone": 1, "fully convolutional": 1, "crf": 1, "dilation": 2}
@@ -351,7 +352,7 @@ def lineage(here: str = "models") -> HTML:
     title = (
         f"Who builds on whom, from {works[0].date[:4]} to {works[-1].date[:4]}; the list below says the same in words"
     )
-    return _page(
+    return page(
         f'<svg viewBox="0 0 {width} {height}" role="group" aria-label="{title}" style="width: 100%; max-width: 560px; '
         f'display: block" font-family="sans-serif"><title>{title}</title>{lines}{boxes}</svg>{_OPEN_NOTEBOOK}'
     )
