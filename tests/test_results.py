@@ -1,0 +1,113 @@
+"""Recorded results as chapters show them, from files that the package's own functions write."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pytest
+from test_leaderboard import entry
+
+from seglearn import leaderboard, results
+from seglearn.ablations import choose, plan, runs
+from seglearn.errors import InputError
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Path:
+    """A folder with a leaderboard: one recipe with three seeds, one with a single one."""
+    common: dict[str, Any] = {"data": {"name": "camvid"}, "iou": {"Sky": 0.9}, "curve": []}
+    for seed, miou in enumerate((0.5, 0.6, 0.55)):
+        new = entry("laptop/fcn8s", seed, miou, "a" * 64, **common)
+        leaderboard.add(tmp_path / "camvid.json", "entries", new, tmp_path / "lock")
+    new = entry("laptop/gcn", 0, 0.7, "b" * 64, **common)
+    leaderboard.add(tmp_path / "camvid.json", "entries", new, tmp_path / "lock")
+    return tmp_path
+
+
+def record(folder: Path, name: str, scores: dict[str, list[float]]) -> None:
+    """An ablation's file as `seglearn ablate` writes it, with invented mIoU for each arm and seed."""
+    (ablation,) = choose([name])
+    entries = []
+    for label, values in scores.items():
+        arm = ablation.arm(label)
+        for seed, miou in enumerate(values):
+            key = {**plan(ablation, arm, seed, Path("runs")).key(), "arm": label, "tested": {}, "crf": None}
+            entries.append({**key, "miou": miou, "boundary_f1": miou / 2})
+    (folder / "ablations").mkdir(exist_ok=True)
+    runs.write(folder / "ablations" / f"{name}.json", runs.summary(ablation, entries, Path("runs")))
+
+
+def test_standings_have_a_row_a_recipe_the_best_first(board: Path) -> None:
+    text = results.standings(folder=board).data
+    assert text.index(">gcn<") < text.index(">fcn8s<")
+    assert "55.00 ± 5.00" in text and ">70.00<" in text  # no deviation of a single seed
+    assert ">gcn<" not in results.standings(["fcn8s"], board).data
+    assert "No recorded run" in results.standings(["unet"], board).data
+
+
+def test_runs_are_of_the_median_seed(board: Path) -> None:
+    found = results.runs(["laptop/fcn8s", "gcn", "unet"], board)
+    assert list(found) == ["fcn8s", "gcn"]
+    assert found["fcn8s"]["miou"] == 0.55 and found["fcn8s"]["seed"] == 2
+
+
+def test_costs_join_the_table(board: Path) -> None:
+    cost = {"seconds_a_step": 0.5, "steps": 1440, "milliseconds": 61.4, "peak_memory": 700.0}
+    (board / "camvid-cost.json").write_text(json.dumps({"machine": {}, "recipes": {"laptop/fcn8s": cost}}))
+    text = results.standings(["fcn8s"], board).data
+    assert ">12<" in text and ">61<" in text  # minutes, milliseconds
+
+
+def test_an_ablation_shows_arms_and_verdicts(tmp_path: Path) -> None:
+    record(tmp_path, "pspnet_bins", {"none": [0.40, 0.41], "1": [0.45, 0.46], "1, 2, 3, 6": [0.44, 0.47]})
+    text = results.ablation("pspnet_bins", tmp_path).data
+    assert "40.50 ± 0.71" in text and "Zhao et al. 2017" in text
+    assert text.index("+5.00") < text.index("<b>holds</b>") < text.index("<b>cannot tell here</b>")
+    figure = results.ablation_figure("pspnet_bins", folder=tmp_path)
+    assert figure is not None
+    dots = [line.get_xdata() for line in figure.axes[0].lines if line.get_marker() == "o"]
+    assert [list(map(round, 10 * x)) for x in dots] == [[400, 410], [450, 460], [440, 470]]  # a dot a seed
+    plt.close(figure)
+
+
+def test_one_seed_is_not_judged(tmp_path: Path) -> None:
+    record(tmp_path, "pspnet_bins", {"none": [0.40], "1": [0.45], "1, 2, 3, 6": [0.44]})
+    assert "fewer than two seeds" in results.ablation("pspnet_bins", tmp_path).data
+
+
+def test_what_is_not_recorded_is_said(tmp_path: Path) -> None:
+    assert "seglearn ablate gcn_form" in results.ablation("gcn_form", tmp_path).data
+    assert results.ablation_figure("gcn_form", folder=tmp_path) is None
+    assert results.runs(["fcn8s"], tmp_path) == {} and results.costs(tmp_path) == {}
+    assert results.crf_effect(tmp_path) == {}
+    assert "--domain-gap" in results.domain_gap(tmp_path).data
+
+
+def test_what_cannot_be_shown_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="did you mean 'gcn_form'"):
+        results.ablation("gcn_from", tmp_path)
+    (tmp_path / "ablations").mkdir()
+    (tmp_path / "ablations" / "gcn_form.json").write_text("{")
+    with pytest.raises(InputError, match="is no ablation"):
+        results.ablation("gcn_form", tmp_path)
+
+
+def test_the_gap_has_a_row_for_each_pair_of_streets(tmp_path: Path) -> None:
+    for target, miou in (("camvid", 0.6), ("scenes", 0.25)):
+        new = {"recipe": "laptop/fcn8s", "seed": 0, "hash": "a", "split": "val", "trained_on": "camvid"}
+        new |= {"evaluated_on": target, "miou": miou}
+        leaderboard.add(tmp_path / "camvid.json", "domain_gap", new, tmp_path / "lock")
+    text = results.domain_gap(tmp_path).data
+    assert ">60.00<" in text and ">25.00<" in text and text.count(">fcn8s<") == 2
+
+
+def test_the_book_has_a_leaderboard_of_finite_scores() -> None:
+    """What ships in the book is complete: every entry has every class, a curve, and scores between 0 and 1."""
+    entries = leaderboard.read_results(results.FOLDER / "camvid.json")["entries"]
+    assert len({item["recipe"] for item in entries}) >= 19
+    for item in entries:
+        assert len(item["iou"]) == item["classes_averaged"] == 11 and item["curve"]
+        assert math.isclose(sum(item["iou"].values()) / 11, item["miou"], abs_tol=1e-9)
+        assert item["data"]["images"] == 101 and 0 < item["boundary_f1"] < 1
