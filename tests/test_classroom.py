@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from seglearn import classroom, weights
-from seglearn.losses import inverse_sqrt_weights
 
 
 def test_fit_learns_and_treats_two_nets_alike() -> None:
@@ -48,6 +47,3 @@ def test_every_net_trained_on_streets_knows_streets(name: str) -> None:
     assert classroom.score(classroom.shipped([name])[name], images, labels).pixel_accuracy > 0.7
 
 
-def test_rare_classes_weigh_more() -> None:
-    weight = inverse_sqrt_weights(torch.tensor([100, 1]))
-    assert weight[1] == 10 * weight[0]

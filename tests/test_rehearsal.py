@@ -46,8 +46,7 @@ def test_every_voc_recipe(name: str, voc_tree: Path) -> None:
     Norms learn here, too: frozen at their start they normalise nothing, and random weights need them.
     """
     recipe = load_recipe(name)
-    parts = tuple(module for module in recipe.freeze if "bn" not in module and "downsample" not in module)
-    recipe = replace(recipe, backbone_weights=None, init_from=None, freeze=parts, split="train")
+    recipe = replace(recipe, backbone_weights=None, init_from=None, freeze_norms=False, split="train")
     found = rehearse(replace(recipe, batch_size=4, accumulate=1))
     assert len(found.losses) == 2 and all(0 < loss < 1e7 for loss in found.losses)
     assert found.images == 5 and found.steps == recipe.epochs
