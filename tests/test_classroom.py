@@ -45,5 +45,3 @@ def test_every_net_trained_on_streets_knows_streets(name: str) -> None:
     """Most pixels are right: weights that were shipped by accident would not label so."""
     images, labels = classroom.streets("val", 3, (180, 240))
     assert classroom.score(classroom.shipped([name])[name], images, labels).pixel_accuracy > 0.7
-
-
