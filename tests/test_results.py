@@ -60,6 +60,14 @@ def test_costs_join_the_table(board: Path) -> None:
     assert ">12<" in text and ">61<" in text  # minutes, milliseconds
 
 
+def test_the_crf_joins_the_table_if_it_stands_behind_a_run_of_it(board: Path) -> None:
+    rest = {"alone": {"miou": 0.55}, "crf": {"miou": 0.57}}
+    (board / "crf-fcn8s.json").write_text(json.dumps({"rest": rest}))
+    assert "with CRF" not in results.standings(["fcn8s"], board).data  # of a run that is gone
+    (board / "crf-fcn8s.json").write_text(json.dumps({"rest": rest, "hash": "a" * 64}))
+    assert "55.0 → 57.0" in results.standings(["fcn8s"], board).data
+
+
 def test_an_ablation_shows_arms_and_verdicts(tmp_path: Path) -> None:
     record(tmp_path, "pspnet_bins", {"none": [0.40, 0.41], "1": [0.45, 0.46], "1, 2, 3, 6": [0.44, 0.47]})
     text = results.ablation("pspnet_bins", tmp_path).data
