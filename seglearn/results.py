@@ -7,7 +7,8 @@ that nobody has made yet, or the package installed without the book) is said in 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from seglearn.errors import InputError
 from seglearn.leaderboard import current, gaps, read_results
 from seglearn.leaderboard import standings as means
 from seglearn.papers import BOOK, page, table
+from seglearn.training.recipe import recipe_names
 
 FOLDER = BOOK / "results"
 SCORES = {  # of an entry: heading, and factor of the number that is shown
@@ -30,9 +32,26 @@ SCORES = {  # of an entry: heading, and factor of the number that is shown
     "miou_inside": ("mIoU inside (%)", 100.0),
     "pixel_accuracy": ("pixel accuracy (%)", 100.0),
     "parameters": ("parameters (million)", 1e-6),
+    "flops": ("GFLOP", 1e-9),
     "training_memory": ("training memory (MiB an image)", 2.0**-20),
     "decoder_memory": ("decoder memory (KiB)", 2.0**-10),
 }
+
+
+def _read(path: Path, keys: Sequence[str], remedy: str) -> dict[str, Any]:
+    """A JSON file that must have these keys.
+
+    Raises:
+        InputError: it is damaged; the sentence ends with the remedy.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read ({error}): {remedy}.") from error
+    missing = [key for key in keys if key not in found] if isinstance(found, dict) else keys
+    if missing:
+        raise InputError(f"{path} lacks {', '.join(missing)}: {remedy}.")
+    return dict(found)
 
 
 def load_ablation(name: str, folder: Path = FOLDER) -> dict[str, Any] | None:
@@ -45,11 +64,9 @@ def load_ablation(name: str, folder: Path = FOLDER) -> dict[str, Any] | None:
     path = folder / "ablations" / f"{name}.json"
     if not path.exists():
         return None
-    try:
-        found: dict[str, Any] = json.loads(path.read_text())
-        return found if found["entries"] else None
-    except (ValueError, KeyError) as error:
-        raise InputError(f"{path} is no ablation ({error}): make it anew with `seglearn ablate {name}`.") from error
+    keys = ("question", "paper", "arms", "claims", "entries")
+    found = _read(path, keys, f"make it anew with `seglearn ablate {name}`")
+    return found if found["entries"] else None
 
 
 def ablation(name: str, folder: Path = FOLDER) -> HTML:
@@ -102,13 +119,17 @@ def ablation_figure(name: str, score: str = "miou", folder: Path = FOLDER) -> Fi
     """A dot a seed and a bar at the mean for every arm of an ablation; None where it is not recorded.
 
     Raises:
-        InputError: no ablation of this name, or a damaged file.
+        InputError: no ablation or no score of this name, or a damaged file.
     """
+    if score not in SCORES:
+        raise InputError(f"score {score!r} is unknown: choose one of {', '.join(SCORES)}.")
     found = load_ablation(name, folder)
     if found is None:
         return None
     heading, factor = SCORES[score]
     arms = [row for row in found["arms"] if score in row]
+    if not arms:
+        raise InputError(f"no arm of {name} has the score {score!r}: choose another, such as 'miou'.")
     figure, axis = plt.subplots(figsize=(7, 0.9 + 0.42 * len(arms)))
     for place, row in enumerate(arms):
         own = [factor * entry[score] for entry in found["entries"] if entry["arm"] == row["arm"]]
@@ -128,6 +149,21 @@ def _short(recipe: str) -> str:
     return recipe.removeprefix("laptop/")
 
 
+def _check(recipes: Iterable[str], recorded: Iterable[str]) -> list[str]:
+    """The recipes' short names, in their order.
+
+    Raises:
+        InputError: a name that neither the package nor the file has; it names the nearest.
+    """
+    short = [_short(recipe) for recipe in recipes]
+    known = {_short(name) for name in (*recipe_names(), *recorded)}
+    for name in short:
+        if name not in known:
+            near = get_close_matches(name, sorted(known), 1, cutoff=0)[0]
+            raise InputError(f"recipe {name!r} is unknown: did you mean {near!r}?")
+    return short
+
+
 def runs(recipes: Sequence[str], folder: Path = FOLDER) -> dict[str, dict[str, Any]]:
     """The leaderboard's entry of each recipe's median seed by mIoU, of those that are recorded.
 
@@ -135,11 +171,11 @@ def runs(recipes: Sequence[str], folder: Path = FOLDER) -> dict[str, dict[str, A
         recipes: names, with or without `laptop/`.
 
     Raises:
-        InputError: a damaged file.
+        InputError: an unknown recipe, or a damaged file.
     """
     board = {_short(name): entries for name, entries in current(read_results(folder / "camvid.json")).items()}
     found = {}
-    for name in map(_short, recipes):
+    for name in _check(recipes, board):
         if name in board:
             ranked = sorted(board[name], key=lambda entry: entry["miou"])
             found[name] = ranked[(len(ranked) - 1) // 2]
@@ -147,24 +183,38 @@ def runs(recipes: Sequence[str], folder: Path = FOLDER) -> dict[str, dict[str, A
 
 
 def costs(folder: Path = FOLDER) -> dict[str, dict[str, Any]]:
-    """What recipes cost on a laptop's cores, by their short names: seconds a step, steps, ms an image, peak memory."""
+    """What recipes cost on a laptop's cores, by their short names: seconds a step, steps, ms an image, peak memory.
+
+    Raises:
+        InputError: a damaged file.
+    """
     path = folder / "camvid-cost.json"
     if not path.exists():
         return {}
-    return {_short(name): cost for name, cost in json.loads(path.read_text())["recipes"].items()}
+    found = _read(path, ("recipes",), "make it anew with `python benchmarks/recipes.py`")
+    return {_short(name): cost for name, cost in found["recipes"].items()}
 
 
 def crf_effect(folder: Path = FOLDER) -> dict[str, tuple[float, float]]:
     """mIoU before and after a dense CRF by short name of the recipe, from searches behind the leaderboard's own runs.
 
-    A search's file says whose it is; one behind a run that the leaderboard has replaced is left out.
+    A search belongs to a run whose score on val its checkpoint has, or whose hash it names; one behind a run that the
+    leaderboard has replaced is left out.
+
+    Raises:
+        InputError: a damaged file.
     """
     board = current(read_results(folder / "camvid.json"))
-    hashes = {_short(name): {entry["hash"] for entry in entries} for name, entries in board.items()}
+    own = {_short(name): entries for name, entries in board.items()}
     found = {}
     for path in sorted(folder.glob("crf-*.json")):
-        search, name = json.loads(path.read_text()), path.stem.removeprefix("crf-")
-        if search.get("hash") in hashes.get(name, set()):
+        name = path.stem.removeprefix("crf-")
+        search = _read(path, ("rest",), "make it anew with `seglearn crf-search`")
+        score = search.get("checkpoint", {}).get("miou")
+        if any(
+            search.get("hash") == entry["hash"] or (score is not None and score == entry.get("val_miou"))
+            for entry in own.get(name, [])
+        ):
             found[name] = (search["rest"]["alone"]["miou"], search["rest"]["crf"]["miou"])
     return found
 
@@ -173,10 +223,10 @@ def standings(recipes: Sequence[str] | None = None, folder: Path = FOLDER) -> HT
     """Rows of the leaderboard on CamVid val, the highest mean mIoU first; all of them for None.
 
     Raises:
-        InputError: a damaged file.
+        InputError: an unknown recipe, or a damaged file.
     """
     rows = means(read_results(folder / "camvid.json"))
-    wanted = None if recipes is None else set(map(_short, recipes))
+    wanted = None if recipes is None else set(_check(recipes, [row["recipe"] for row in rows]))
     rows = [row for row in rows if wanted is None or _short(row["recipe"]) in wanted]
     if not rows:
         return page("<p>No recorded run of these: <code>seglearn leaderboard</code> makes them.</p>")

@@ -4,7 +4,7 @@ Each round of mean field is made of things that networks have: a filter whose we
 convolution over classes, a sum, a softmax. So the rounds can be unrolled, and gradients go through all of them: to the
 scores that came in, and to the weights of the CRF itself, which need no search then.
 
-Chapter: book/models/crfrnn.
+Chapter: book/ideas/crf.
 
 Differs from the paper:
     - none known in the layer. The bandwidths are the release's, which are fixed there too; the text gives none.

@@ -3,7 +3,7 @@
 FCN-8s gives scores, rounds of mean field sharpen them along the image's edges (`seglearn.crf.rnn`), and the loss behind
 both trains both: the net learns scores that the CRF can use.
 
-Chapter: book/models/crfrnn.
+Chapter: book/ideas/crf.
 
 Differs from the paper:
     - upsampling in FCN-8s is fixed, see `seglearn.models.fcn`. 134 364 074 parameters at 21 classes;
