@@ -68,6 +68,18 @@ def test_the_crf_joins_the_table_if_it_stands_behind_a_run_of_it(board: Path) ->
     assert "55.0 → 57.0" in results.standings(["fcn8s"], board).data
 
 
+def test_a_search_as_the_command_writes_it_is_known_by_its_checkpoint(board: Path) -> None:
+    """The file of the book is behind an older run: it counts only where the leaderboard has a run of that score."""
+    search = json.loads((results.FOLDER / "crf-fcn8s.json").read_text())
+    assert "hash" not in search
+    (board / "crf-fcn8s.json").write_text(json.dumps(search))
+    assert results.crf_effect(board) == {}
+    new = entry("laptop/fcn8s", 3, 0.5, "a" * 64, val_miou=search["checkpoint"]["miou"])
+    leaderboard.add(board / "camvid.json", "entries", new, board / "lock")
+    rest = search["rest"]
+    assert results.crf_effect(board) == {"fcn8s": (rest["alone"]["miou"], rest["crf"]["miou"])}
+
+
 def test_an_ablation_shows_arms_and_verdicts(tmp_path: Path) -> None:
     record(tmp_path, "pspnet_bins", {"none": [0.40, 0.41], "1": [0.45, 0.46], "1, 2, 3, 6": [0.44, 0.47]})
     text = results.ablation("pspnet_bins", tmp_path).data
@@ -98,8 +110,32 @@ def test_what_cannot_be_shown_is_refused(tmp_path: Path) -> None:
         results.ablation("gcn_from", tmp_path)
     (tmp_path / "ablations").mkdir()
     (tmp_path / "ablations" / "gcn_form.json").write_text("{")
-    with pytest.raises(InputError, match="is no ablation"):
+    with pytest.raises(InputError, match="cannot be read.*seglearn ablate gcn_form"):
         results.ablation("gcn_form", tmp_path)
+    record(tmp_path, "pspnet_bins", {"none": [0.4], "1": [0.5], "1, 2, 3, 6": [0.6]})
+    with pytest.raises(InputError, match="'speed' is unknown"):
+        results.ablation_figure("pspnet_bins", "speed", tmp_path)
+    with pytest.raises(InputError, match="no arm of pspnet_bins has the score 'miou_near'"):
+        results.ablation_figure("pspnet_bins", "miou_near", tmp_path)
+    for show in (results.runs, results.standings):
+        with pytest.raises(InputError, match="did you mean 'fcn8s'"):
+            show(["fcn8"], tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "3", '{"entries": [1]}'])
+def test_a_damaged_file_is_said_whatever_it_holds(tmp_path: Path, text: str) -> None:
+    (tmp_path / "ablations").mkdir()
+    for name in ("ablations/gcn_form.json", "camvid-cost.json", "crf-fcn8s.json"):
+        (tmp_path / name).write_text(text)
+    for show in (lambda: results.ablation("gcn_form", tmp_path), lambda: results.costs(tmp_path)):
+        with pytest.raises(InputError, match="make it anew"):
+            show()
+    with pytest.raises(InputError, match="crf-search"):
+        results.crf_effect(tmp_path)
+
+
+def test_every_score_that_a_claim_is_about_has_a_heading() -> None:
+    assert set(runs.SCORES) <= set(results.SCORES)
 
 
 def test_the_gap_has_a_row_for_each_pair_of_streets(tmp_path: Path) -> None:
