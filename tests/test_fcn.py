@@ -156,6 +156,13 @@ def release_kernel(size: int) -> Tensor:
     return kernel
 
 
+def test_a_cpu_upsamples_in_float32_under_autocast() -> None:
+    layer, x = Upsample(3, 32), torch.rand(1, 3, 4, 5).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        upsampled = layer(x)
+    assert torch.equal(upsampled, layer(x.float()).bfloat16())
+
+
 @pytest.mark.parametrize("factor", [2, 8, 16, 32])
 @torch.no_grad()
 def test_upsample_is_the_releases_dense_deconvolution(factor: int) -> None:
