@@ -32,6 +32,7 @@ SMALL = Ablation(
         Arm("16s", "laptop/fcn16s", TINY, start="32s"),
         Arm("v3", "laptop/deeplab_v3", TINY),
         Arm("v3 at 8", "laptop/deeplab_v3", TINY, of="v3", tested={"output_stride": 8}),
+        Arm("v3 in windows", "laptop/deeplab_v3", TINY, of="v3", windows=True),
     ),
     (
         Claim("a skip has more parameters", "16s", "32s", "parameters"),
@@ -86,7 +87,7 @@ def test_every_arm_can_be_built(ablation: Ablation, tmp_path: Path) -> None:
     for arm in ablation.arms:
         run = plan(ablation, arm, 0, tmp_path)  # checks the recipe
         recipe = run.recipe
-        described[arm.label] = (run.digest, str(arm.tested), arm.crf)
+        described[arm.label] = (run.digest, str(arm.tested), arm.windows, arm.crf)
         with torch.device("meta"):
             trained = models.create(recipe.model, 11, recipe.size, **recipe.options)
             tested = models.create(recipe.model, 11, recipe.size, **{**recipe.options, **arm.tested})
@@ -204,11 +205,11 @@ def test_interrupted_and_resumed(camvid: Path, tmp_path: Path, monkeypatch: pyte
     killer.join()
     assert len(failures) == 1 and "small, 16s, seed 0: killed by signal 9" in failures[0]
     partial = json.loads(file.read_text())
-    assert [entry["arm"] for entry in partial["entries"]] == ["32s", "v3", "v3 at 8"]
+    assert [entry["arm"] for entry in partial["entries"]] == ["32s", "v3", "v3 at 8", "v3 in windows"]
     assert [claim["verdict"] for claim in partial["claims"]] == ["cannot tell here"] * 3  # one seed is none
 
     assert fill([SMALL], [0], folder, out, said.append) == []
-    # a training each of three arms, and the one that was killed twice: the fourth arm trains nothing
+    # a training each of three arms, and the one that was killed twice: the last two arms train nothing
     assert len(started) == 4 and "--resume" in started[-1].args  # type: ignore[operator]
     entries = json.loads(file.read_text())["entries"]
     assert [(entry["arm"], entry["seed"]) for entry in entries] == [(arm.label, 0) for arm in SMALL.arms]
@@ -225,7 +226,8 @@ def test_interrupted_and_resumed(camvid: Path, tmp_path: Path, monkeypatch: pyte
     skip, work, score = result["claims"]
     assert skip["verdict"] == work["verdict"] == "holds" and skip["mean"] == 128 * 11 + 11  # score_pool4
     assert score["differences"].keys() == {0, 1}
-    v3, v3_at_8 = result["arms"][2:]
+    v3, v3_at_8, in_windows = result["arms"][2:]
+    assert in_windows["windows"] and in_windows["miou"] != v3["miou"]
     assert v3["miou"]["mean"] != v3_at_8["miou"]["mean"] and v3["parameters"] == v3_at_8["parameters"]
     own = entries[2]["miou"]
     assert v3["miou"] == {"mean": pytest.approx(own + 0.05), "deviation": pytest.approx(0.1 / 2**0.5)}
@@ -242,7 +244,7 @@ def test_interrupted_and_resumed(camvid: Path, tmp_path: Path, monkeypatch: pyte
         (Arm("32s", "laptop/fcn32s", TINY | {"lr": 0.5}), *SMALL.arms[1:]),
         SMALL.claims,
     )
-    assert [e["arm"] for e in summary(changed, entries, folder)["entries"]] == ["v3", "v3 at 8"]
+    assert [e["arm"] for e in summary(changed, entries, folder)["entries"]] == ["v3", "v3 at 8", "v3 in windows"]
 
 
 def test_the_command(camvid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,6 +29,7 @@ class Arm:
         start: label of the arm whose best weights it starts from.
         of: label of the arm that it is the network of: nothing is trained, only tested in another way.
         tested: options of the model that are changed for the test.
+        windows: tested in windows of the training crop's size, not on whole pictures.
         crf: scores without or with a CRF behind the network, whose settings are searched on every fifth image of val;
             both are of the other images.
     """
@@ -39,6 +40,7 @@ class Arm:
     start: str | None = None
     of: str | None = None
     tested: Mapping[str, Any] = field(default_factory=dict)
+    windows: bool = False
     crf: Literal["alone", "crf"] | None = None
 
 

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ from seglearn.training.modes import freeze, start_training
 from seglearn.training.recipe import Recipe, load_recipe
 from seglearn.training.rehearsal import cost
 from seglearn.training.samples import InMemory, generator
+from seglearn.views import View
 
 NEAR = 8  # a pixel is near a border when it is less than so many pixels away: 7, as the paper on large kernels counts
 CRF_GRID = {**GRID, "sxy": (50.0,)}
@@ -140,7 +141,7 @@ def fill(
 def is_of(entry: Mapping[str, Any], arm: Arm, run: Run) -> bool:
     """Whether an entry is what this arm, as it is now, came to with the run's seed."""
     key = {**run.key(), "arm": arm.label, "tested": dict(arm.tested), "crf": arm.crf}
-    return key.items() <= entry.items()
+    return key.items() <= entry.items() and arm.windows == entry.get("windows", False)
 
 
 def make_entry(arm: Arm, run: Run, dataset: SegmentationDataset) -> Entry:
@@ -153,13 +154,15 @@ def make_entry(arm: Arm, run: Run, dataset: SegmentationDataset) -> Entry:
         changed = models.create(metadata["model"], len(metadata["classes"]), metadata["size"], **options)
         changed.load_state_dict(model.state_dict())
         model = changed.to(memory_format=torch.channels_last).eval()
-    found = scores_with_crf(arm, run, model, dataset) if arm.crf else scores_of(run, model, dataset)
+    view = view_of_arm(arm, run.recipe)
+    found = scores_with_crf(arm, run, model, dataset) if arm.crf else scores_of(run, model, dataset, view)
     _, memory = cost(run.recipe, SIZE, dataset.num_classes, dataset.ignore_index)
     kept = {"decoder_memory": model.decoder_memory(*SIZE)} if hasattr(model, "decoder_memory") else {}  # type: ignore[operator]
     return {
         **run.key(),
         "arm": arm.label,
         "tested": dict(arm.tested),
+        "windows": arm.windows,
         "crf": arm.crf,
         **found,
         "parameters": result["parameters"],
@@ -174,7 +177,12 @@ def make_entry(arm: Arm, run: Run, dataset: SegmentationDataset) -> Entry:
     }
 
 
-def scores_of(run: Run, model: nn.Module, dataset: SegmentationDataset) -> dict[str, Any]:
+def view_of_arm(arm: Arm, recipe: Recipe) -> View:
+    """What the network is shown at the test: its recipe's view, cut into windows where the arm says so."""
+    return replace(recipe.view(), window=recipe.crop) if arm.windows else recipe.view()
+
+
+def scores_of(run: Run, model: nn.Module, dataset: SegmentationDataset, view: View) -> dict[str, Any]:
     """Scores over a split: everywhere, near borders, and inside."""
     fabric = start_fabric(run.recipe.precision)
     classes, void = dataset.num_classes, dataset.ignore_index
@@ -187,7 +195,7 @@ def scores_of(run: Run, model: nn.Module, dataset: SegmentationDataset) -> dict[
             "boundary": lambda _, guess, label: boundary_counts(guess, label, classes, void),
             "near": lambda _, guess, label: trimap_matrices(guess, label, classes, void, (NEAR,)),
         },
-        view=run.recipe.view(),
+        view=view,
     )
     matrix, near = counts["matrix"].sum(0), counts["near"].sum(0)[0]
     found = scores(matrix)
@@ -258,7 +266,8 @@ def summary(ablation: Ablation, entries: Sequence[Entry], runs: Path = Path("run
     for arm in ablation.arms:
         own = kept[arm.label]
         row: dict[str, Any] = {"arm": arm.label, "recipe": arm.recipe, "overrides": dict(arm.overrides)}
-        row |= {"start": arm.start, "of": arm.of, "tested": dict(arm.tested), "crf": arm.crf}
+        row |= {"start": arm.start, "of": arm.of, "tested": dict(arm.tested)}
+        row |= {"windows": arm.windows, "crf": arm.crf}
         row["seeds"] = [entry["seed"] for entry in own]
         for score in SCORES:
             if own and score in own[0]:
@@ -359,7 +368,7 @@ def estimate(arm: Arm, recipe: Recipe, images: int, classes: int = 11, void: int
     for _ in range(2):
         started = time.process_time()
         with evaluation_mode(net), fabric.autocast():
-            guess = predict(net, picture(), recipe.view())
+            guess = predict(net, picture(), view_of_arm(arm, recipe))
         one = time.process_time() - started
     started = time.process_time()
     boundary_counts(guess, label, classes, void)
@@ -388,7 +397,7 @@ def overview(ablations: Sequence[Ablation], seeds: Sequence[int], runs: Path, im
         for arm in ablation.arms:
             run = plan(ablation, arm, seeds[0], runs)
             new = run.digest not in known
-            if new or arm.tested or arm.crf:
+            if new or arm.tested or arm.windows or arm.crf:
                 known[run.digest] = estimate(arm, run.recipe, images)
             seconds = known[run.digest].test + (known[run.digest].train if new else 0.0)
             total += seconds
