@@ -69,7 +69,7 @@ def test_the_crf_joins_the_table_if_it_stands_behind_a_run_of_it(board: Path) ->
 
 
 def test_a_search_as_the_command_writes_it_is_known_by_its_checkpoint(board: Path) -> None:
-    """The file of the book is behind an older run: it counts only where the leaderboard has a run of that score."""
+    """It counts only where the leaderboard has a run of that score."""
     search = json.loads((results.FOLDER / "crf-fcn8s.json").read_text())
     assert "hash" not in search
     (board / "crf-fcn8s.json").write_text(json.dumps(search))
@@ -78,6 +78,40 @@ def test_a_search_as_the_command_writes_it_is_known_by_its_checkpoint(board: Pat
     leaderboard.add(board / "camvid.json", "entries", new, board / "lock")
     rest = search["rest"]
     assert results.crf_effect(board) == {"fcn8s": (rest["alone"]["miou"], rest["crf"]["miou"])}
+
+
+def test_the_books_search_is_behind_a_run_of_its_leaderboard() -> None:
+    assert "fcn8s" in results.crf_effect()
+
+
+VERDICTS = {  # what the chapters' paragraphs count on; where one of these changes, its paragraph does, too
+    "deeplab_v2_aspp": ("cannot tell here", "does not hold"),
+    "deeplab_v2_scales": ("cannot tell here",),
+    "deeplab_v3_stride": ("cannot tell here", "does not hold", "cannot tell here", "holds"),
+    "deeplab_v3_multi_grid": ("cannot tell here", "holds"),
+    "deeplab_v3_image_pooling": ("cannot tell here",),
+    "refinenet_pooling": ("holds", "cannot tell here"),
+    "refinenet_cascades": ("does not hold", "cannot tell here"),
+    "refinenet_memory": ("does not hold", "cannot tell here", "holds"),
+    "pspnet_bins": ("cannot tell here", "cannot tell here"),
+    "pspnet_aux": ("cannot tell here", "cannot tell here"),
+    "gcn_kernel": ("cannot tell here", "does not hold", "does not hold", "does not hold"),
+    "gcn_window": ("holds", "holds"),
+    "gcn_form": ("holds", "does not hold", "holds"),
+    "gcn_boundary": ("holds", "holds", "does not hold"),
+}
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted((results.FOLDER / "ablations").glob("*.json"))])
+def test_the_text_is_about_the_recorded_verdicts(name: str) -> None:
+    recorded = results.load_ablation(name)
+    assert recorded is not None
+    assert tuple(claim["verdict"] for claim in recorded["claims"]) == VERDICTS[name]
+    assert all(row["seeds"] == [0, 1, 2] for row in recorded["arms"])
+    # judged by the rule and the table of today, from the entries
+    (ablation,) = choose([name])
+    anew = json.loads(json.dumps(runs.summary(ablation, recorded["entries"])))
+    assert anew["claims"] == recorded["claims"] and anew["arms"] == recorded["arms"]
 
 
 def test_an_ablation_shows_arms_and_verdicts(tmp_path: Path) -> None:
