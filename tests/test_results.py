@@ -85,6 +85,15 @@ def test_the_books_search_is_behind_a_run_of_its_leaderboard() -> None:
 
 
 VERDICTS = {  # what the chapters' paragraphs count on; where one of these changes, its paragraph does, too
+    "fcn_skips": ("holds", "holds", "holds"),
+    "fcn_at_once": ("does not hold", "holds"),
+    "segnet_decoder": ("does not hold", "cannot tell here", "holds", "holds"),
+    "dilation_context": ("holds", "does not hold", "does not hold"),
+    "dilation_start": ("holds", "holds"),
+    "dilation_joint": ("holds", "holds"),
+    "deeplab_v1_field": ("cannot tell here", "cannot tell here", "cannot tell here"),
+    "deeplab_v1_features": ("holds", "holds"),
+    "deeplab_crf": ("holds", "holds"),
     "deeplab_v2_aspp": ("cannot tell here", "does not hold"),
     "deeplab_v2_scales": ("cannot tell here",),
     "deeplab_v3_stride": ("cannot tell here", "does not hold", "cannot tell here", "holds"),
