@@ -123,6 +123,13 @@ def test_the_text_is_about_the_recorded_verdicts(name: str) -> None:
     assert anew["claims"] == recorded["claims"] and anew["arms"] == recorded["arms"]
 
 
+def test_what_the_chapter_says_of_trees_in_fcn_32s() -> None:
+    recorded = results.load_ablation("fcn_skips")
+    assert recorded is not None
+    trees = {arm: [e["iou"]["Tree"] for e in recorded["entries"] if e["arm"] == arm] for arm in ("32s", "16s")}
+    assert max(trees["32s"]) < 0.05 and min(trees["16s"]) > 0.8
+
+
 def test_an_ablation_shows_arms_and_verdicts(tmp_path: Path) -> None:
     record(tmp_path, "pspnet_bins", {"none": [0.40, 0.41], "1": [0.45, 0.46], "1, 2, 3, 6": [0.44, 0.47]})
     text = results.ablation("pspnet_bins", tmp_path).data
