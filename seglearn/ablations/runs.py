@@ -74,7 +74,7 @@ def plan(ablation: Ablation, arm: Arm, seed: int, runs: Path) -> Run:
     parent = plan(ablation, ablation.arm(trained.start), seed, runs) if trained.start else None
     words = ["--seed", str(seed)]
     for name, value in {**SETTING, **trained.overrides}.items():
-        words += [f"--{name}", json.dumps(value)]
+        words += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
     if parent:
         words += ["--init_from", str(parent.folder / "best.safetensors")]
     recipe = load_recipe(trained.recipe, words)

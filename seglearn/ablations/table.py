@@ -1,5 +1,7 @@
 """The ablations: each paper's own question and finding, and the arms that repeat it on a laptop.
 
+The last three, `choice_*`, ask about the laptop recipes themselves: what they take, and what they leave.
+
 All share one setting: CamVid's photographs at about half their size, 180x240 pixels, random crops of 96x128 of them,
 20 epochs from random weights, laptop-size models. The last weights count: nothing is selected on the images that are
 scored. A crop has 12x16 cells at stride 8, where the papers' crops have 41 or more a side, so rates and windows are
@@ -50,6 +52,10 @@ def _v3(label: str, **options: Any) -> Arm:
 def _tested(of: Arm, output_stride: int) -> Arm:
     label = f"{of.label}, tested at {output_stride}"
     return Arm(label, of.recipe, of.overrides, of=of.label, tested={"output_stride": output_stride})
+
+
+def _fcn8s(label: str, **overrides: Any) -> Arm:
+    return Arm(label, "laptop/fcn8s", overrides)
 
 
 FRONT = Arm("front end", "laptop/dilation_front")
@@ -406,11 +412,61 @@ TABLE: tuple[Ablation, ...] = (
         (_v3("without", image_pooling=False), _v3("with")),
         (Claim("image pooling scores higher", "with", "without"),),
     ),
+    Ablation(
+        "choice_weights",
+        "Should rare classes weigh more in the loss, and how much more?",
+        "SegNet-Basic: mIoU 47.7 and 82.7 % of the pixels right with median-frequency weights, 46.3 and 84.0 % without "
+        "any, on CamVid's 233 test images",
+        "Badrinarayanan et al. 2017 (arXiv 1511.00561), table 1; here FCN-8s",
+        (
+            _fcn8s("none", class_weights="none"),
+            _fcn8s("inverse square root"),
+            _fcn8s("median frequency", class_weights="median_frequency"),
+        ),
+        (
+            Claim("weights score higher than none", "inverse square root", "none"),
+            Claim("milder weights score higher than those of the paper", "inverse square root", "median frequency"),
+            Claim("without weights more pixels are right", "none", "inverse square root", "pixel_accuracy"),
+        ),
+    ),
+    Ablation(
+        "choice_optimizer",
+        "AdamW, or SGD with momentum as in the papers?",
+        "the papers train with SGD, momentum 0.9 or 0.99, from pretrained weights; none compares",
+        "the chapters on the models; here FCN-8s from random weights, SGD with momentum 0.9 and decay 0.0005",
+        (
+            _fcn8s("AdamW, 0.002"),
+            *(
+                _fcn8s(f"SGD, {rate}", optimizer="sgd", lr=rate, weight_decay=0.0005, momentum=0.9)
+                for rate in (0.02, 0.1)
+            ),
+        ),
+        tuple(Claim(f"AdamW scores higher than {arm}", "AdamW, 0.002", arm) for arm in ("SGD, 0.02", "SGD, 0.1")),
+    ),
+    Ablation(
+        "choice_resolution",
+        "At which size should a net see the pictures, if a step may not cost more?",
+        "no paper's: crops of 96x128 pixels in all arms, so the larger the picture, the less of it is in a crop",
+        "here FCN-8s; training scales lie between about 2/3 and 4/3 of the size of the test",
+        tuple(
+            _fcn8s(label, scale=scale, test_scales=[test])
+            for label, scale, test in (
+                ("a quarter", [0.17, 0.33], 0.25),
+                ("half", SETTING["scale"], 0.5),
+                ("three quarters", [0.5, 1.0], 0.75),
+            )
+        ),
+        (
+            Claim("half the size scores higher than a quarter", "half", "a quarter"),
+            Claim("three quarters score higher than half", "three quarters", "half"),
+            Claim("three quarters find borders better than half", "three quarters", "half", "boundary_f1"),
+        ),
+    ),
 )
 
 
 def names() -> list[str]:
-    """Names of the ablations, in the order of the papers."""
+    """Names of the ablations, in the order of the papers; those about the recipes come last."""
     return [ablation.name for ablation in TABLE]
 
 
