@@ -1,7 +1,7 @@
-"""Interactive figures that need no kernel: pictures made beforehand, and a slider that chooses among them.
+"""Interactive figures: `slider` for pages that are only read, `live` for a notebook that runs.
 
-What `slider` returns is plain HTML with the pictures inside: it moves in the built book, in JupyterLab and on
-Colab.
+What `slider` returns is plain HTML with pictures inside that were made beforehand: it moves in the built book, in
+JupyterLab and on Colab. `live` draws a new picture for any setting of its controls, and needs a kernel for it.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import base64
 import io
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
 from IPython.display import HTML
@@ -118,6 +119,35 @@ def slider(
             caption=escape(captions[start]),
         )
     )
+
+
+def live(draw: Callable[..., Frame], controls: Mapping[str, Any], *, width: int = 440) -> ipywidgets.VBox:
+    """Controls over a picture that is drawn anew whenever one of them is moved: ipywidgets, for a running kernel.
+
+    Args:
+        draw: gets the controls' values by name and returns a frame, as `slider` takes them.
+        controls: ipywidgets with a `value`, by the names of `draw`'s arguments; a name is shown where a control has no
+            description. Sliders call `draw` when they are let go, since drawing takes longer than a mouse moves.
+        width: of the picture in CSS pixels.
+
+    Raises:
+        InputError: no control; what `draw` returns is no frame.
+    """
+    if not controls:
+        raise InputError("there is no control: give at least one, such as ipywidgets.IntSlider(1, 1, 9).")
+    picture = ipywidgets.Image(format="png", width=width)
+
+    def update(_: Any = None) -> None:
+        frame = to_picture(draw(**{name: control.value for name, control in controls.items()}))
+        picture.value = encode(frame, "PNG")
+
+    for name, control in controls.items():
+        control.description = control.description or name
+        if hasattr(control, "continuous_update"):
+            control.continuous_update = False
+        control.observe(update, "value")
+    update()
+    return ipywidgets.VBox([*controls.values(), picture])
 
 
 def to_picture(frame: Frame) -> Image.Image:

@@ -150,6 +150,16 @@ def exercise_problems(notebook: NotebookNode) -> list[str]:
     )
 
 
+def live_problems(notebook: NotebookNode) -> list[str]:
+    problems = []
+    for cell in code(notebook):
+        if re.search(r"\blive\(", cell.source) and "remove-output" not in cell.metadata.get("tags", []):
+            problems.append(f"controls without a kernel behind them would show on the page: {cell.source!r}")
+        if re.search(r"\binteract(?:ive\w*)?\(", cell.source):
+            problems.append(f"ipywidgets' Output can hang a notebook that is run by a program: {cell.source!r}")
+    return problems
+
+
 def path_problems(notebook: NotebookNode) -> list[str]:
     return [f"absolute path: {m[0]!r}" for cell in notebook.cells for m in ABSOLUTE.finditer(cell.source)]
 
@@ -167,6 +177,7 @@ CHECKS: list[Check] = [
     heading_problems,
     quiz_problems,
     exercise_problems,
+    live_problems,
     path_problems,
     package_problems,
 ]
@@ -230,6 +241,7 @@ def sound_notebook() -> NotebookNode:
             ),
             new_code_cell("plt.plot([1, 2])", metadata={"mystnb": {"image": {"alt": "A rising line."}}}),
             new_code_cell('slider(frames, captions, alt="A line that rises.")'),
+            new_code_cell("live(draw, controls)", metadata={"tags": ["remove-output"]}),
             new_code_cell("import matplotlib.pyplot as plt\nplt.rcParams", metadata={"tags": ["no-figure"]}),
             *sections[4:7],
             new_code_cell("display_quiz(questions)"),
@@ -294,6 +306,8 @@ BREAKS: list[tuple[Check, Callable[[NotebookNode], object]]] = [
     (exercise_problems, edit("{exercise}", "{note}")),
     (exercise_problems, edit("{solution} ex-add", "{solution} ex-other")),
     (exercise_problems, edit(":class: dropdown\n", "")),
+    (live_problems, lambda nb: cell_with(nb, "live(").metadata.pop("tags")),
+    (live_problems, edit("live(draw, controls)", "interact(draw)")),
     (path_problems, edit("plt.plot([1, 2])", 'plt.imread("/home/me/a.png")')),
     (path_problems, edit("plt.plot([1, 2])", 'plt.imread("~/pictures/a.png")')),
     (path_problems, edit("plt.plot([1, 2])", 'plt.imread(r"C:\\pictures")')),

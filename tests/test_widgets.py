@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 
+import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image
 from skimage import data
 
 from seglearn.errors import InputError
-from seglearn.widgets import slider
+from seglearn.widgets import live, slider
 
 
 class Page(HTMLParser):
@@ -174,3 +175,24 @@ def test_moving_the_slider_changes_picture_and_caption(tmp_path):
     dom = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True).stdout
     states = json.loads(re.search(r"<title>(.*)</title>", dom).group(1))
     assert states == [[[True, False, False], "one", "one"], [[False, False, True], "three", "three"]]
+
+
+def test_a_live_picture_follows_its_controls():
+    def draw(grey, side):
+        return np.full((side, side), grey, np.uint8)
+
+    box = live(draw, {"grey": ipywidgets.IntSlider(7, 0, 255), "side": ipywidgets.Dropdown(options=[4, 9])})
+    grey, side, picture = box.children
+    assert (grey.description, side.description) == ("grey", "side")
+    assert not grey.continuous_update  # one picture when it is let go, not a queue of them
+    for value, size in ((7, 4), (200, 9)):
+        grey.value, side.value = value, size
+        shown = np.asarray(Image.open(io.BytesIO(picture.value)))
+        assert shown.shape == (size, size, 3) and (shown == value).all()
+
+
+def test_a_live_picture_needs_controls_and_frames():
+    with pytest.raises(InputError, match="no control"):
+        live(lambda: None, {})
+    with pytest.raises(InputError, match="a frame is float64"):
+        live(lambda x: np.zeros((2, 2)), {"x": ipywidgets.IntSlider()})
