@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.transforms import Bbox
 from PIL import Image
 from torch import Tensor
 
@@ -112,5 +113,32 @@ def class_bars(iou: Mapping[str, Sequence[float]], classes: Sequence[str]) -> Fi
     axis.set_axisbelow(True)
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(iou), frameon=False)
     figure.tight_layout()
+    plt.close(figure)
+    return figure
+
+
+def scatter(points: Mapping[str, tuple[float, float]], xlabel: str, ylabel: str) -> Figure:
+    """A dot with its name for each (x, y); names lie clear of dots and each other, a line leads to those far off."""
+    figure, axis = plt.subplots(figsize=(7, 5.2))
+    x, y = (list(values) for values in zip(*points.values(), strict=True))
+    axis.plot(x, y, "o", color="#4878a8")
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    axis.grid(alpha=0.3)
+    axis.margins(x=0.15, y=0.08)
+    figure.tight_layout()
+    dots = axis.transData.transform(np.column_stack([x, y]))
+    taken = [Bbox.from_bounds(column - 5, row - 5, 10, 10) for column, row in dots]
+    around = [(np.cos(angle), np.sin(angle)) for angle in np.pi * np.array([0, 1, 0.25, -0.25, 0.75, -0.75, 0.5, -0.5])]
+    places = [(reach * right, reach * up) for reach in range(6, 120, 6) for right, up in around]
+    for name, place in zip(points, zip(x, y, strict=True), strict=True):
+        label = axis.annotate(name, place, (0, 0), textcoords="offset points", fontsize=8, va="center")
+        for shift in places:
+            label.set(position=shift, ha="left" if shift[0] > 1 else "right" if shift[0] < -1 else "center")
+            box = label.get_window_extent()
+            if not box.count_overlaps(taken) and axis.bbox.containsx(box.x0) and axis.bbox.containsx(box.x1):
+                break
+        if np.hypot(*shift) > 12:
+            axis.annotate("", place, shift, textcoords="offset points", arrowprops={"arrowstyle": "-", "color": "0.6"})
+        taken.append(box)
     plt.close(figure)
     return figure

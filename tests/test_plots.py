@@ -40,6 +40,7 @@ def figures() -> dict[str, Figure]:
         "legend": plots.legend(CLASSES, PALETTE),
         "learning_curve": plots.learning_curve({"one": {"curve": curve}, "two": {"curve": curve}}),
         "class_bars": plots.class_bars({"one": [0.5] * 11, "two": [0.1] * 11}, CLASSES),
+        "scatter": plots.scatter({"one": (1, 2), "two": (1.01, 2), "three": (1, 2.01)}, "x", "y"),
     }
 
 
@@ -58,3 +59,16 @@ def test_what_figures_say() -> None:
     assert [axis.get_title() for axis in drawn["show"].axes] == ["a", "b", "c", ""]
     assert drawn["learning_curve"].axes[0].lines[0].get_xydata().tolist() == [[2, 30]]
     assert {round(bar.get_width()) for bar in drawn["class_bars"].axes[0].patches} == {50, 10}
+
+
+def test_names_of_dots_lie_clear_of_each_other() -> None:
+    crowd = {f"a long name {n}": (1 + n / 100, 2 + n % 2 / 100) for n in range(8)} | {"afar": (3.0, 4.0)}
+    figure = plots.scatter(crowd, "x", "y")
+    axis = figure.axes[0]
+    boxes = [text.get_window_extent() for text in axis.texts if text.get_text()]
+    assert len(boxes) == len(crowd)
+    for number, box in enumerate(boxes):
+        assert box.count_overlaps(boxes[:number]) == 0
+        inside = [box.contains(*dot) for dot in axis.transData.transform(list(crowd.values()))]
+        assert not any(inside)
+        assert axis.bbox.x0 <= box.x0 and box.x1 <= axis.bbox.x1
