@@ -1,5 +1,7 @@
 """Shipped weights: what `leaderboard.ship` writes is what `create` loads, small and with its history."""
 
+import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from safetensors import safe_open
 from test_leaderboard import entry
 from test_training import SMALL
 
-from seglearn import leaderboard, models, weights
+from seglearn import leaderboard, models, results, weights
 from seglearn.data import StreetScenes, scenes
 from seglearn.errors import InputError
 from seglearn.inference import predict
@@ -117,3 +119,18 @@ def test_the_package_stays_small() -> None:
         model, metadata = load_model(file)
         assert file.parent.name in weights.DATA and metadata["recipe"]["data"] == file.parent.name
         assert {"origin", "licence", "scores", "seed", "recipe", "machine"} <= metadata.keys()
+
+
+def test_what_ships_is_the_median_run_of_the_table_and_scores_as_it_says() -> None:
+    board = leaderboard.current(leaderboard.read_results(results.FOLDER / "camvid.json"))
+    checked = json.loads((results.FOLDER / "shipped.json").read_text())
+    assert list(checked) == weights.names("camvid"), "run `python benchmarks/shipped.py`"
+    for name, found in checked.items():
+        file = weights.checkpoint("camvid", name)
+        metadata = load_model(file)[1]
+        ranked = sorted(board[f"laptop/{name}"], key=lambda entry: entry["miou"])
+        median = ranked[(len(ranked) - 1) // 2]
+        assert (metadata["hash"], metadata["seed"]) == (median["hash"], median["seed"])
+        assert metadata["scores"]["miou"] == found["table"] == median["miou"]
+        assert found["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest(), "run `python benchmarks/shipped.py`"
+        assert abs(found["here"] - found["table"]) < 0.003  # int8 kernels, another processor: the page gives each
