@@ -1,7 +1,8 @@
 """Receptive fields: which pixels a score can depend on, and which it does depend on.
 
 The theoretical field follows from kernels, strides and dilations alone. The effective one is measured: most of what
-a deep net sees at the border of its field hardly counts (Luo et al. 2016, arXiv 1701.04128).
+a deep net sees at the border of its field hardly counts (Luo et al. 2016, arXiv 1701.04128). Chapter:
+`book/ideas/receptive_fields`.
 """
 
 from __future__ import annotations

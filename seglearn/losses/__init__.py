@@ -3,7 +3,7 @@
 Every loss is called with logits [N, C, H, W], a label [N, H, W] and the dataset's ignore index. Ignored pixels neither
 add to it nor get a gradient; without any other it is 0, not NaN; no argument is changed; half precision is computed in
 float32. `cross_entropy`, `focal` and `ohem` are means over pixels and take class weights; `dice` and `lovasz_softmax`
-are means over classes.
+are means over classes. Chapter: `book/basics/losses`.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ the number of layers linearly, and the map keeps its resolution. The paper clean
 (the front end: no padding, two poolings fewer) and puts a stack of such convolutions, the context module, on
 top of its scores. The module starts as the identity and learns to correct.
 
-Chapter: book/models/dilation.
+Chapters: book/ideas/dilated_convolution, book/models/dilation.
 
 Differs from the paper:
     - the context module pads each layer by its own dilation, as the authors' training code and their CamVid net

@@ -1,7 +1,7 @@
 """The training loop: one function to read, from a laptop's CPU to many GPUs.
 
 A run's folder holds `recipe.yaml`, `log.csv`, `tensorboard/`, `last.pt` (to resume), `best.safetensors` (weights with
-the highest val mIoU), `result.json` and `predictions.png`. Chapter: `book/models/fcn`.
+the highest val mIoU), `result.json` and `predictions.png`. Chapters: `book/basics/training`, `book/models/fcn`.
 """
 
 from __future__ import annotations
