@@ -109,7 +109,7 @@ VERDICTS = {  # what the chapters' paragraphs count on; where one of these chang
     "gcn_form": ("holds", "does not hold", "holds"),
     "gcn_boundary": ("holds", "holds", "does not hold"),
     "choice_weights": ("holds", "holds", "cannot tell here"),
-    "choice_optimizer": ("cannot tell here", "holds"),
+    "choice_optimizer": ("cannot tell here", "holds", "holds"),
     "choice_resolution": ("cannot tell here", "does not hold", "does not hold"),
 }
 
