@@ -432,7 +432,7 @@ TABLE: tuple[Ablation, ...] = (
     Ablation(
         "choice_optimizer",
         "AdamW, or SGD with momentum as in the papers?",
-        "the papers train with SGD, momentum 0.9 or 0.99, from pretrained weights; none compares",
+        "the papers train with SGD, momentum 0.9 or 0.99, from pretrained weights",
         "the chapters on the models; here FCN-8s from random weights, SGD with momentum 0.9 and decay 0.0005",
         (
             _fcn8s("AdamW, 0.002"),
